@@ -1,0 +1,103 @@
+"""The program `tiprctl`: its commands, its shared options and its exit codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import tiprctl
+from tiprctl.cli import render
+from tiprctl.cli.options import SHARED_SETTINGS, command
+from tiprctl.errors import TiprError, UsageError
+
+SETTINGS_FILE = Path("tiprctl.toml")
+
+
+class Program(TyperGroup):
+    """The group of commands: turns errors into messages and exit codes, for the shell and for tests alike."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TiprError as error:
+            render.error(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            render.note("Interrupted.")
+            raise typer.Exit(130) from interrupt
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as fault:
+            if _is_usage(fault):
+                raise
+            render.fault(fault)
+            raise typer.Exit(1) from fault
+
+
+app = typer.Typer(
+    cls=Program,
+    name="tiprctl",
+    help="Describe a person in a sentence; get the matching crops of a gallery, ranked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=SHARED_SETTINGS,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        render.result_line(f"tiprctl {tiprctl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    ctx.default_map = _settings(SETTINGS_FILE)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The options that `tiprctl.toml` in the working folder sets: one table a command."""
+    if not file.is_file():
+        return {}
+    import tomllib
+
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Not valid TOML: {error}", where=file, remedy="Mend the file or remove it.") from error
+
+
+def _is_usage(fault: Exception) -> bool:
+    """Whether the parser raised it: it prints such errors itself and exits with 2."""
+    return hasattr(fault, "exit_code") and hasattr(fault, "show")
+
+
+def main() -> None:
+    """Run the program; the console script's entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _register() -> None:
+    from tiprctl.cli import demo, eval, prepare, query, train
+
+    for name, function in {
+        "prepare": prepare.prepare,
+        "train": train.train,
+        "eval": eval.evaluate,
+        "query": query.query,
+        "demo": demo.demo,
+    }.items():
+        app.command(name)(command(function))
+
+
+_register()

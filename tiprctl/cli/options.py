@@ -1,0 +1,51 @@
+"""What every command shares: `-h`, `-v`, `-q`, and options declared once and used by several."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiprctl.cli import render
+
+SHARED_SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TIPRCTL"}
+
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder of the data set, or of all data sets. [default: $TIPRCTL_DATA, else ./data]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … [default: cuda where there is one]")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read and decode images.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness.")]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has, `-v/--verbose` and `-q/--quiet`, to a command's function."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, verbose: bool, quiet: bool, **kwargs: Any) -> None:
+        render.set_verbosity(1 if verbose else -1 if quiet else 0)
+        function(*args, **kwargs)
+
+    shared = {
+        "verbose": (bool, typer.Option("--verbose", "-v", help="Say more; show the traceback of an error.")),
+        "quiet": (bool, typer.Option("--quiet", "-q", help="Say nothing but results, warnings and errors.")),
+    }
+    hints = typing.get_type_hints(function, include_extras=True)
+    signature = inspect.signature(function)
+    parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
+    for name, (kind, option) in shared.items():
+        hints[name] = Annotated[kind, option]
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints[name])
+        )
+    wrapper.__signature__ = signature.replace(parameters=parameters)
+    wrapper.__annotations__ = hints
+    del wrapper.__wrapped__
+    return wrapper

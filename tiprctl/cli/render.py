@@ -1,0 +1,104 @@
+"""Everything that is printed: results on stdout, progress, notes and errors on stderr. The only importer of rich."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tiprctl.errors import TiprError
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+_verbosity = 0
+
+
+def set_verbosity(level: int) -> None:
+    """-1 quiet, 0 normal, 1 verbose."""
+    global _verbosity
+    _verbosity = level
+
+
+def note(text: str) -> None:
+    """A remark on stderr; silent under `--quiet`."""
+    if _verbosity >= 0:
+        _err.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def warning(text: str) -> None:
+    """Something the user should know of though the work goes on."""
+    _err.print(f"[yellow]warning[/]: {escape(text)}", soft_wrap=True)
+
+
+def error(error: TiprError) -> None:
+    """One to three lines on stderr: what, where, remedy."""
+    _err.print(f"[bold red]error[/]: {escape(error.what)}", soft_wrap=True)
+    for line in (error.where, error.remedy):
+        if line:
+            _err.print(f"  {line}", markup=False, soft_wrap=True)
+    if _verbosity > 0:
+        _err.print_exception()
+
+
+def fault(fault: BaseException) -> None:
+    """An unexpected fault: one line, with the traceback under `--verbose`."""
+    _err.print(f"[bold red]unexpected fault[/]: {escape(f'{type(fault).__name__}: {fault}')}", soft_wrap=True)
+    if _verbosity > 0:
+        _err.print_exception()
+    else:
+        _err.print("  Run it again with -v for the traceback, and please report it.", soft_wrap=True)
+
+
+def result_line(text: str) -> None:
+    """One bare line of result on stdout, never wrapped or coloured."""
+    print(text)
+
+
+def result_json(document: Any) -> None:
+    """The result as one JSON document on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def result_table(table: Table) -> None:
+    """The result as a table on stdout."""
+    _out.print(table)
+
+
+def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table; a column is its heading, or (heading, "right"|"left")."""
+    built = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        heading, justify = (column, "left") if isinstance(column, str) else column
+        built.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        built.add_row(*(escape(str(cell)) for cell in row))
+    return built
+
+
+@contextmanager
+def progress(description: str, total: int | None, unit: str) -> Iterator[Any]:
+    """A bar on stderr with rate and remaining time; yields `advance(n=1)`. Off a terminal nothing is animated."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = _verbosity < 0 or not _err.is_terminal
+    with Progress(*columns, console=_err, disable=hidden, transient=True) as bar:
+        task = bar.add_task(description, total=total, rate="")
+
+        def advance(n: int = 1) -> None:
+            bar.advance(task, n)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+
+        yield advance
