@@ -1,0 +1,9 @@
+"""Pure functions of tensors, one file each: no configuration, no device, no logging, no change to their inputs."""
+
+from tiprctl.losses.identity import identity_loss
+from tiprctl.losses.itc import itc_loss
+from tiprctl.losses.sdm import sdm_loss
+from tiprctl.losses.similarity import cosine_similarity
+from tiprctl.losses.triplet import triplet_loss
+
+__all__ = ["cosine_similarity", "identity_loss", "itc_loss", "sdm_loss", "triplet_loss"]
