@@ -1,0 +1,153 @@
+"""The configuration of a training run: frozen, typed, validated at construction, saved with every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from tiprctl.errors import UsageError
+
+T = TypeVar("T")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+STRICT = ConfigDict(extra="forbid")
+frozen = dataclass(frozen=True, kw_only=True, config=STRICT)
+
+
+@frozen
+class ModelConfig:
+    """The dual encoder: a named size, where its weights start from, and what it sees.
+
+    `pretrained` is `none` (random weights), a tag of open_clip's registry, or a checkpoint file.
+    `image_size` is (height, width) in pixels; `stride` None means the patch size.
+    """
+
+    name: str = "ViT-B-16"
+    pretrained: str = "openai"
+    image_size: tuple[Count, Count] = (384, 128)
+    stride: Count | None = None
+    head: str = "global"
+
+
+@frozen
+class ObjectiveConfig:
+    """One term of the training loss; active while `start <= steps done / steps in all < stop`."""
+
+    name: str
+    weight: NonNegative = 1.0
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@frozen
+class AugmentConfig:
+    """Random changes to the training images; the order of the fields is the order of application.
+
+    `erase_fill`: `mean` hides a rectangle under the mean colour; `published` fills with the mean's numbers *after*
+    normalisation, as the code of IRRA and SEN does (so not the mean colour).
+    """
+
+    flip: Fraction = 0.5
+    pad: Annotated[int, Field(ge=0)] = 10
+    jitter: Fraction = 0.0
+    erase: Fraction = 0.5
+    erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
+    erase_fill: Literal["mean", "published"] = "mean"
+
+
+@frozen
+class SamplingConfig:
+    """How captions are put into batches.
+
+    `random`: captions in random order. `identity`: batches of whole groups of `per_identity` captions of one identity.
+    `bucket` batches at a time are sorted by caption length, so that a batch holds captions of like length and its text
+    pass is short; 1 switches that off.
+    """
+
+    sampler: Literal["random", "identity"] = "random"
+    per_identity: Count = 4
+    bucket: Count = 8
+
+
+@frozen
+class OptimConfig:
+    """Optimiser and learning-rate schedule (METHODS: Adam 1e-5, warm-up 5 epochs from 0.1, cosine to 0, per epoch).
+
+    `warmup` is a fraction of the epochs. `bias_factor` and `fresh_factor` multiply the learning rate of biases and of
+    modules that do not come from the pretrained towers; biases are never decayed, and vectors (norm gains, scalars)
+    only with `decay_vectors`. `clip_norm` 0 switches gradient clipping off.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: Positive = 1e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-3
+    weight_decay: NonNegative = 4e-5
+    decay_vectors: bool = True
+    bias_factor: Positive = 2.0
+    fresh_factor: Positive = 5.0
+    clip_norm: NonNegative = 0.0
+    warmup: Fraction = 5 / 60
+    warmup_start: Fraction = 0.1
+    interval: Literal["epoch", "step"] = "epoch"
+
+
+@frozen
+class TrainConfig:
+    """Everything that decides what a run learns, except the data."""
+
+    recipe: str
+    objectives: tuple[ObjectiveConfig, ...]
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    epochs: Count = 60
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    seed: Annotated[int, Field(ge=0)] = 1
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    select_on: Literal["auto", "val", "test", "last"] = "auto"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON-able values."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, where: str | None = None) -> T:
+    """Build the configuration dataclass `kind` from plain values.
+
+    Raises:
+        UsageError: a value is unknown, missing, of the wrong type or out of range; every such value is named.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise _explain(error, where) from error
+
+
+def override(config: T, changes: dict[str, Any]) -> T:
+    """`config` with dotted fields replaced, as in `{"optim.lr": 1e-4}`; values that are None change nothing."""
+    values = to_dict(config)
+    for dotted, value in changes.items():
+        if value is None:
+            continue
+        *parents, leaf = dotted.split(".")
+        target = values
+        for parent in parents:
+            target = target[parent]
+        target[leaf] = value
+    return from_dict(type(config), values)
+
+
+def _explain(error: ValidationError, where: str | None) -> UsageError:
+    """One readable line from pydantic's list of problems."""
+    problems = (f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
+    return UsageError(f"Not a valid configuration: {'; '.join(problems)}", where=where, remedy="Correct these values.")

@@ -1,0 +1,96 @@
+"""Training batches: captions tokenised once, images decoded once where memory allows, augmented a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tiprctl.config import TrainConfig
+from tiprctl.data.decoding import DecodedImages, loader_options
+from tiprctl.data.manifest import Split
+from tiprctl.data.samplers import epoch_batches
+from tiprctl.data.transforms import augment
+from tiprctl.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B image-caption pairs on the training device.
+
+    `pixels` (B, 3, H, W) normalised float32; `token_ids` (B, L) int64, padded with 0 to the longest caption of the
+    batch; `pids` (B,) identity labels from 0 without gaps.
+    """
+
+    pixels: Tensor
+    token_ids: Tensor
+    pids: Tensor
+
+
+class TrainingBatches:
+    """The batches of a training split, the same for the same seed, epoch and step whatever happened before."""
+
+    def __init__(self, split: Split, config: TrainConfig, tokenizer: Tokenizer, *, workers: int = 0):
+        self.config = config
+        self.workers = workers
+        self.images = DecodedImages(split.image_paths, config.model.image_size)
+        self.caption_images = split.caption_images
+        self.pids = _labels(split.caption_pids)
+        token_ids = tokenizer(split.captions)
+        self.lengths = (token_ids != 0).sum(axis=1)
+        self.token_ids = torch.from_numpy(token_ids)
+
+    @property
+    def identities(self) -> int:
+        return int(self.pids.max()) + 1
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._indices(epoch=0))
+
+    def epoch(self, epoch: int, *, skip: int, device: torch.device) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0) on `device`, without the first `skip`."""
+        config = self.config
+        batches = self._indices(epoch)[skip:]
+        for step, (indices, pixels) in enumerate(self._with_pixels(batches), start=skip):
+            generator = step_generator(config.seed, epoch, step, purpose=0)
+            longest = int(self.lengths[indices].max())
+            yield Batch(
+                pixels=augment(pixels.to(device, non_blocking=True), config.augment, generator),
+                token_ids=self.token_ids[indices, :longest].to(device, non_blocking=True),
+                pids=torch.from_numpy(self.pids[indices]).to(device, non_blocking=True),
+            )
+
+    def _indices(self, epoch: int) -> list[np.ndarray]:
+        config = self.config
+        return epoch_batches(
+            self.lengths,
+            self.pids,
+            batch_size=config.batch_size,
+            config=config.sampling,
+            seed=config.seed,
+            epoch=epoch,
+        )
+
+    def _with_pixels(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        wanted = [self.caption_images[indices] for indices in batches]
+        if self.images.kept is not None:
+            yield from ((indices, self.images.kept[images]) for indices, images in zip(batches, wanted))
+            return
+        yield from zip(batches, DataLoader(self.images, batch_sampler=wanted, **loader_options(self.workers)))
+
+
+def step_generator(seed: int, epoch: int, step: int, *, purpose: int) -> torch.Generator:
+    """A generator of its own for each step and purpose, so that resuming needs no saved random state."""
+    state = np.random.SeedSequence((seed, epoch, step, purpose)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def _labels(pids: np.ndarray) -> np.ndarray:
+    """Identities re-indexed from 0 in order of first appearance."""
+    _, first, inverse = np.unique(pids, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]

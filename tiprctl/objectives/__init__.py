@@ -1,0 +1,30 @@
+"""The objectives by name: `--aux NAME` is a look-up in this table. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+from tiprctl.errors import unknown_name
+
+if TYPE_CHECKING:
+    from tiprctl.objectives.base import Objective
+
+# Paths instead of classes: listing the choices must not import torch.
+OBJECTIVES = {
+    "sdm": "tiprctl.objectives.sdm:SimilarityDistributionMatching",
+    "itc": "tiprctl.objectives.itc:ImageTextContrast",
+    "id": "tiprctl.objectives.identity:IdentityClassification",
+    "triplet": "tiprctl.objectives.triplet:CrossModalTriplet",
+}
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The objective's class.
+
+    Raises:
+        UsageError: there is none of that name; the choices are listed.
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES)
+    return resolve_name(OBJECTIVES[name])

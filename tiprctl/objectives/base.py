@@ -1,0 +1,64 @@
+"""What an objective is: one auxiliary task with its parameters, its needs and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from tiprctl.models.encodings import EncoderSpec, Encodings, Needs
+
+
+class Role(Enum):
+    """How the optimiser treats parameters; their owner declares it, the recipe gives it numbers.
+
+    TOWER: base rate, biases at the bias rate. FRESH (not from a pretrained tower): fresh rate, biases at the bias rate.
+    CLASSIFIER: fresh rate for weights and biases alike.
+    """
+
+    TOWER = "tower"
+    FRESH = "fresh"
+    CLASSIFIER = "classifier"
+
+
+class Labels(Protocol):
+    """What a loss may know of a batch beside its encodings: identity labels `(B,)`, from 0 without gaps."""
+
+    pids: Tensor
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """A scalar loss, and further scalars worth logging."""
+
+    loss: Tensor
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """Base of all objectives.
+
+    A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
+    `needs` and `roles` where the defaults (no further view; all own parameters FRESH) do not fit.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, spec: EncoderSpec):
+        super().__init__()
+        self.config = config
+
+    def needs(self) -> Needs:
+        """The views of a batch, beside the plain ones, that `forward` reads."""
+        return Needs()
+
+    def roles(self) -> Iterable[tuple[Role, nn.Module]]:
+        """The objective's modules, each with the role of its parameters."""
+        yield Role.FRESH, self
+
+    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+        raise NotImplementedError(f"{type(self).__name__} does not define its loss")

@@ -1,0 +1,69 @@
+"""The dual encoder together with the objectives that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Generator, Tensor, nn
+
+from tiprctl.config import ObjectiveConfig, from_dict
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.encodings import EncoderSpec, Needs, encode
+from tiprctl.objectives import find_objective
+from tiprctl.objectives.base import Labels, Objective, Role
+
+
+class PairBatch(Labels):
+    """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,)."""
+
+    pixels: Tensor
+    token_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted sum to descend, and each part unweighted, detached, by name, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Composition(nn.Module):
+    """A method: an encoder and its weighted objectives, each active in its share of the training."""
+
+    def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
+        super().__init__()
+        self.encoder = encoder
+        self.configs = tuple(configs)
+        spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities)
+        self.objectives = nn.ModuleDict({config.name: _build(config, spec) for config in self.configs})
+
+    def active(self, progress: float) -> list[ObjectiveConfig]:
+        """The objectives that take part at `progress`, the share of all steps that is done."""
+        return [config for config in self.configs if config.start <= progress < config.stop]
+
+    def roles(self) -> Iterable[tuple[Role, nn.Module]]:
+        """Every module with parameters, with the role that its owner declares."""
+        yield Role.TOWER, self.encoder
+        for objective in self.objectives.values():
+            yield from objective.roles()
+
+    def forward(self, batch: PairBatch, progress: float, generator: Generator) -> Losses:
+        """The losses of a batch; masks are drawn from `generator`."""
+        active = self.active(progress)
+        needs = reduce(Needs.merge, (self.objectives[config.name].needs() for config in active), Needs())
+        encodings = encode(self.encoder, batch.pixels, batch.token_ids, needs, generator)
+        total, parts = encodings.similarity.new_zeros(()), {}
+        for config in active:
+            output = self.objectives[config.name](encodings, batch)
+            total = total + config.weight * output.loss
+            parts[config.name] = output.loss.detach()
+            parts |= {f"{config.name}/{figure}": value.detach() for figure, value in output.figures.items()}
+        return Losses(total, parts)
+
+
+def _build(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:
+    kind = find_objective(config.name)
+    return kind(from_dict(kind.Config, config.options, where=f"objective {config.name}"), spec)

@@ -1,0 +1,71 @@
+"""Parameter groups and the learning-rate schedule, from the roles that owners declare and the recipe's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from tiprctl.config import OptimConfig
+from tiprctl.objectives.base import Role
+
+
+def build_optimizer(roles: Iterable[tuple[Role, nn.Module]], config: OptimConfig) -> Optimizer:
+    """Adam or AdamW over one group for each (learning-rate factor, weight decay) that occurs."""
+    kind = {"adam": Adam, "adamw": AdamW}[config.name]
+    groups = parameter_groups(roles, config)
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def parameter_groups(roles: Iterable[tuple[Role, nn.Module]], config: OptimConfig) -> list[dict]:
+    """Optimiser groups, each with its `factor` of the scheduled learning rate and its `weight_decay`."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for role, module in roles:
+        for parameter, bias in _with_bias(module):
+            factor = _factor(role, bias, config)
+            decayed = not bias and (parameter.ndim > 1 or config.decay_vectors)
+            groups.setdefault((factor, config.weight_decay if decayed else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor, "lr": config.lr * factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def schedule_factor(epochs_done: float, epochs: int, config: OptimConfig) -> float:
+    """The factor of the base learning rate after `epochs_done` of `epochs`: linear warm-up, then cosine to 0.
+
+    With interval `epoch` the factor is that of the epoch's beginning, as in the published code.
+    """
+    time = math.floor(epochs_done) if config.interval == "epoch" else epochs_done
+    warmup = config.warmup * epochs
+    if time < warmup:
+        return config.warmup_start + (1 - config.warmup_start) * time / warmup
+    return 0.5 * (1 + math.cos(math.pi * (time - warmup) / (epochs - warmup))) if epochs > warmup else 1.0
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def _with_bias(module: nn.Module) -> Iterable[tuple[nn.Parameter, bool]]:
+    """Parameters that learn, each with whether it is a bias: torch's modules call those `bias` or `..._bias`."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            yield parameter, name.rpartition(".")[2].endswith("bias")
+
+
+def _factor(role: Role, bias: bool, config: OptimConfig) -> float:
+    if bias and role is not Role.CLASSIFIER:
+        return config.bias_factor
+    return 1.0 if role is Role.TOWER else config.fresh_factor
+
+
+def clip_gradients(module: nn.Module, limit: float) -> None:
+    """Scale all gradients down so that their joint norm is at most `limit`; 0 leaves them."""
+    if limit > 0:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), limit)

@@ -1,0 +1,22 @@
+"""CLIP's pixel statistics: between uint8 images and the numbers that the vision tower sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Images `(B, 3, H, W)`, uint8 or float in 0 to 1, to CLIP's normalised float32."""
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float() / 255
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of `(B, D)` scaled to unit length, in float32."""
+    return torch.nn.functional.normalize(features.float(), dim=-1)
