@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +27,7 @@ from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import Evaluation, EvaluationData, evaluate
+from tiprctl.interrupt import StopFlag, stop_signal
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
 from tiprctl.optimisation import build_optimizer, clip_gradients, schedule_factor, set_learning_rate
@@ -79,11 +78,8 @@ class TrainingResult:
 class Listener:
     """What a training tells while it runs; the defaults listen to nothing."""
 
-    def on_start(self, *, steps: int, done: int, epochs: int) -> None:
+    def on_start(self, *, config: TrainConfig, folder: Path, steps: int, done: int) -> None:
         """`steps` in all, of which `done` were taken by an earlier process."""
-
-    def on_image(self, count: int) -> None:
-        """So many more images were decoded into memory before the first step."""
 
     def on_step(self, samples: int) -> None:
         """A step over so many pairs is done."""
@@ -165,9 +161,9 @@ class Trainer:
         if not (self.folder / RUN).is_file():
             write_json(self.folder / RUN, self._description())
         if self.batches.images.fits_memory:
-            self.batches.images.keep(self.listener.on_image, workers=self.workers)
+            self.batches.images.keep(workers=self.workers)
         judge = self._judge()
-        self.listener.on_start(steps=steps * self.config.epochs, done=done, epochs=self.config.epochs)
+        self.listener.on_start(config=self.config, folder=self.folder, steps=steps * self.config.epochs, done=done)
         with stop_signal() as stopped:
             while self.progress.epoch < self.config.epochs:
                 if not self._train_epoch(stopped):
@@ -332,33 +328,6 @@ class Trainer:
         self.scaler.load_state_dict(header["scaler"])
         self.progress = Progress(**header["progress"])
         trim_records(self.folder / METRICS, self.progress.epoch)
-
-
-class StopFlag:
-    """True once the user pressed Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __bool__(self) -> bool:
-        return self.raised
-
-
-@contextmanager
-def stop_signal() -> Iterator[StopFlag]:
-    """Turn the first Ctrl-C into a flag, so that a step is never left half done; a second one interrupts at once."""
-    flag = StopFlag()
-
-    def remember(number: int, frame: object) -> None:
-        if flag:
-            raise KeyboardInterrupt
-        flag.raised = True
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def selection_split(config: TrainConfig, manifest: Manifest) -> str:

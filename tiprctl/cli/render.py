@@ -81,8 +81,15 @@ def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Ite
     return built
 
 
+def row(cells: Iterable[Any]) -> None:
+    """One row of a table that grows while work goes on, on stderr."""
+    if _verbosity >= 0:
+        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
+        _err.print("".join(f"{cell:>11}" for cell in shown), markup=False, soft_wrap=True)
+
+
 @contextmanager
-def progress(description: str, total: int | None, unit: str) -> Iterator[Any]:
+def progress(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Any]:
     """A bar on stderr with rate and remaining time; yields `advance(n=1)`. Off a terminal nothing is animated."""
     columns = (
         TextColumn("{task.description}"),
@@ -94,7 +101,7 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Any]:
     )
     hidden = _verbosity < 0 or not _err.is_terminal
     with Progress(*columns, console=_err, disable=hidden, transient=True) as bar:
-        task = bar.add_task(description, total=total, rate="")
+        task = bar.add_task(description, total=total, completed=done, rate="")
 
         def advance(n: int = 1) -> None:
             bar.advance(task, n)

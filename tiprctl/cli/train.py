@@ -1,2 +1,152 @@
-def train() -> None:
-    """Under construction."""
+"""`tiprctl train`: fine-tune the dual encoder, or train a small one from random weights."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiprctl.cli import render
+from tiprctl.cli.options import Device, Root, Seed, Workers
+from tiprctl.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from tiprctl.config import TrainConfig
+    from tiprctl.data.manifest import Manifest
+    from tiprctl.training import TrainingResult
+
+
+class Amp(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    off = "off"
+
+
+class SelectOn(str, Enum):
+    val = "val"
+    test = "test"
+    last = "last"
+
+
+def train(
+    data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A method. [default: the data set's own]")] = None,
+    aux: Annotated[str | None, typer.Option(help="Objectives to add, separated by commas.")] = None,
+    losses: Annotated[str | None, typer.Option(help="Objectives to take instead of the recipe's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Size of the encoder: tiny, ViT-B-16, ViT-B-32, ViT-L-14.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Where the weights start: openai, another open_clip tag, a file, or none.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
+    seed: Seed = None,
+    amp: Annotated[
+        Amp | None, typer.Option(help="Mixed precision; auto: bf16 or fp16 on CUDA, off on the CPU.")
+    ] = None,
+    select_on: Annotated[
+        SelectOn | None, typer.Option(help="Split that chooses the epoch. [default: val; last where there is none]")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run; its own settings hold.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The run's folder. [default: runs/<data>-<recipe>-<time>]")
+    ] = None,
+    root: Root = None,
+    workers: Workers = 0,
+    device: Device = None,
+) -> None:
+    """Train a model on a prepared data set.
+
+    \b
+    tiprctl train
+    tiprctl train cuhk-pedes --aux triplet
+    tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
+    tiprctl train --resume runs/synth-pedes-synth-20261121-101500
+    """
+    from tiprctl.cli.training_view import TrainingView
+
+    changes = {
+        "model.name": model,
+        "model.pretrained": pretrained,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optim.lr": lr,
+        "seed": seed,
+        "amp": amp and amp.value,
+        "select_on": select_on and select_on.value,
+    }
+    if resume is not None and (data or recipe or aux or losses or any(value is not None for value in changes.values())):
+        raise UsageError(
+            "A resumed run keeps its own data set and settings",
+            where="--resume",
+            remedy="Leave out everything that describes the training, or start a new run without --resume.",
+        )
+    from tiprctl.precision import find_device
+    from tiprctl.training import Trainer
+
+    if resume is not None:
+        config, manifest, folder = _continued(resume, root)
+    else:
+        config, manifest, folder = _planned(data, root, recipe, losses, aux, changes, output)
+    render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
+    with TrainingView() as view:
+        trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers or 0, listener=view)
+        result = trainer.run()
+    _report(result)
+
+
+def _planned(
+    data: str | None,
+    root: Path | None,
+    recipe: str | None,
+    losses: str | None,
+    aux: str | None,
+    changes: dict[str, Any],
+    output: Path | None,
+) -> tuple[TrainConfig, Manifest, Path]:
+    """A new run: what the recipe says, changed as the options say, in a folder of its own."""
+    from tiprctl.config import override
+    from tiprctl.data.manifest import find_manifest
+    from tiprctl.recipes import RECIPES, find_recipe, with_objectives
+    from tiprctl.runs import RUN, RUNS
+
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    manifest = find_manifest(data, root)
+    config = override(with_objectives(find_recipe(recipe, manifest.dataset), losses, aux), changes)
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = output or RUNS / f"{manifest.dataset}-{config.recipe}-{time}"
+    if (folder / RUN).exists():
+        raise UsageError(
+            "There is a run in this folder", where=folder, remedy="Continue it with --resume, or choose another."
+        )
+    return config, manifest, folder
+
+
+def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, Path]:
+    """An unfinished run: its own settings and data set."""
+    from tiprctl.data.manifest import find_manifest
+    from tiprctl.runs import Run
+
+    run = Run(resume)
+    if run.result is not None:
+        raise UsageError("The run is finished", where=resume, remedy=f"Measure it with: tiprctl eval {resume}")
+    data_root = Path(run.info["data_root"])
+    manifest = find_manifest(run.info["dataset"], root or (data_root if data_root.exists() else None))
+    return run.config, manifest, resume
+
+
+def _report(result: TrainingResult) -> None:
+    """Say what came out, and what to do with it."""
+    if result.interrupted:
+        render.note(f"Stopped and saved. Go on with: tiprctl train --resume {result.run}")
+        raise typer.Exit(130)
+    chosen = "the last" if result.selected_on == "last" else f"the best on {result.selected_on}"
+    render.note(
+        f"Trained in {result.seconds:.0f} s; epoch {result.epoch} is {chosen}. Measure it: tiprctl eval {result.run}"
+    )
+    render.result_line(str(result.run))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,13 @@ class DecodedImages(Dataset):
     def fits_memory(self) -> bool:
         return len(self.paths) * 3 * self.size[0] * self.size[1] <= MEMORY_BYTES
 
-    def keep(self, on_image: Callable[[int], None] = lambda count: None, *, workers: int = 0) -> None:
-        """Decode all images into memory; `on_image` is told how many more are done."""
+    def keep(self, *, workers: int = 0) -> None:
+        """Decode all images into memory."""
         kept = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
         done = 0
         for images in self.in_batches(64, workers=workers):
             kept[done : done + len(images)] = images
             done += len(images)
-            on_image(len(images))
         self.kept = kept
 
     def in_batches(self, batch_size: int, *, workers: int = 0) -> Iterable[Tensor]:

@@ -1,0 +1,63 @@
+"""What a training shows while it runs: a bar, a row an epoch, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tiprctl.cli import render
+from tiprctl.config import TrainConfig
+from tiprctl.training import EpochRecord, Listener
+
+
+class TrainingView(Listener):
+    """A listener that prints on stderr; use it as a context manager around the training."""
+
+    def __enter__(self) -> TrainingView:
+        self.stack = ExitStack()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.stack.close()
+
+    def on_start(self, *, config: TrainConfig, folder: Path, steps: int, done: int) -> None:
+        size = config.batch_size
+        self.advance = self.stack.enter_context(render.progress("Training", steps * size, "pairs", done * size))
+        self.board = self.stack.enter_context(_board(folder)) if find_spec("tensorboard") else None
+        self.epochs = config.epochs
+        self.objectives = [objective.name for objective in config.objectives]
+        self.header_shown = False
+
+    def on_step(self, samples: int) -> None:
+        self.advance(samples)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        figures = _figures(record)
+        losses = {name: figures.get(name, "") for name in self.objectives}
+        row = {"epoch": f"{record.epoch}/{self.epochs}", **losses, **figures, "": "best" if record.best else ""}
+        if not self.header_shown:
+            render.row(row)
+            self.header_shown = True
+        render.row(row.values())
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, record.epoch)
+
+
+def _figures(record: EpochRecord) -> dict[str, float]:
+    """The numbers of an epoch, by the names they are shown under."""
+    figures = {name: value for name, value in record.losses.items() if "/" not in name}
+    figures |= {"lr": record.learning_rate, "pairs/s": record.samples_per_second}
+    if record.evaluation is not None:
+        measured = record.evaluation.text_to_image
+        split = record.evaluation.split
+        figures |= {f"{split} R@1": measured.recall[1], f"{split} mAP": measured.mean_ap}
+    return figures
+
+
+def _board(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
