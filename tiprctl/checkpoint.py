@@ -18,7 +18,7 @@ from tiprctl.config import ModelConfig
 from tiprctl.errors import InputError, UsageError, unknown_name
 from tiprctl.files import atomic_path
 from tiprctl.models.clip import SIZES, Clip, ClipConfig
-from tiprctl.models.embedder import Embedder
+from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.weights import load_pretrained
 from tiprctl.runs import RUNS, Run, latest_run
@@ -138,14 +138,17 @@ def load_embedder(source: str | Path | None, *, device: torch.device, amp: str =
         name, _, tag = str(source).partition("/")
         config = ModelConfig(name=name, pretrained=tag)
         encoder = DualEncoder(load_pretrained(name, tag, image_size=config.image_size, stride=None))
-        return Embedder(
-            encoder, device=device, amp=amp, description=f"{source}, not fine-tuned", fingerprint=str(source)
-        )
+        origin = Origin(f"{source}, not fine-tuned", fingerprint=str(source))
+        return Embedder(encoder, device=device, amp=amp, origin=origin)
     encoder, header = load_encoder(path)
-    chosen = f"epoch {header['epoch']}, chosen on {header['selected_on']}"
-    return Embedder(
-        encoder, device=device, amp=amp, description=f"{path} ({chosen})", fingerprint=header["fingerprint"]
+    origin = Origin(
+        description=f"{path} (epoch {header['epoch']}, chosen on {header['selected_on']})",
+        fingerprint=header["fingerprint"],
+        recipe=header["config"]["recipe"],
+        dataset=header["dataset"],
+        selected_on=header["selected_on"],
     )
+    return Embedder(encoder, device=device, amp=amp, origin=origin)
 
 
 def find_source(source: str | Path | None) -> Path | None:

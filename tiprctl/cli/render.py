@@ -81,6 +81,16 @@ def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Ite
     return built
 
 
+def extend_table(table: Table, heading: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Add a section of further rows under a heading; nothing where there are none."""
+    rows = list(rows)
+    if rows:
+        table.add_section()
+        table.add_row(f"[dim]{escape(heading)}[/]")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+
+
 def row(cells: Iterable[Any]) -> None:
     """One row of a table that grows while work goes on, on stderr."""
     if _verbosity >= 0:

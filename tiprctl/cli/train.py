@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from tiprctl.training import TrainingResult
 
 
-class Amp(str, Enum):
+class Amp(StrEnum):
     auto = "auto"
     bf16 = "bf16"
     fp16 = "fp16"
     off = "off"
 
 
-class SelectOn(str, Enum):
+class SelectOn(StrEnum):
     val = "val"
     test = "test"
     last = "last"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,13 +15,23 @@ from tiprctl.precision import amp_dtype, autocast
 from tiprctl.tokenizer import default_tokenizer
 
 
-class Embedder:
-    """Inference with a dual encoder on a device.
+@dataclass(frozen=True)
+class Origin:
+    """Where an encoder comes from.
 
-    Args:
-        description: which model it is, for people.
-        fingerprint: changes whenever the vectors could; caches are keyed by it.
+    `description` says it to people; `fingerprint` changes whenever the vectors could, and keys caches; `recipe`,
+    `dataset` and `selected_on` (the split that chose the epoch) are those of the run, `dataset` None without one.
     """
+
+    description: str = ""
+    fingerprint: str = ""
+    recipe: str = "none"
+    dataset: str | None = None
+    selected_on: str = "none"
+
+
+class Embedder:
+    """Inference with a dual encoder on a device."""
 
     def __init__(
         self,
@@ -28,16 +39,24 @@ class Embedder:
         *,
         device: torch.device,
         amp: str = "auto",
-        description: str = "",
-        fingerprint: str = "",
+        origin: Origin | None = None,
     ):
         self.encoder = encoder.to(device).eval()
         self.device = device
         self.dtype = amp_dtype(amp, device)
-        self.description = description
-        self.fingerprint = fingerprint
+        self.origin = origin or Origin()
         self.width = encoder.head.width
         self.image_size = encoder.clip.config.image_size
+
+    @property
+    def description(self) -> str:
+        """Which model it is."""
+        return self.origin.description
+
+    @property
+    def fingerprint(self) -> str:
+        """The key of caches of its vectors."""
+        return self.origin.fingerprint
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Images `(B, H, W, 3)` uint8 of `image_size` to float32 `(B, width)`, rows of unit length."""
