@@ -31,6 +31,12 @@ def note(text: str) -> None:
         _err.print(text, style="dim", markup=False, soft_wrap=True)
 
 
+def heading(text: str) -> None:
+    """What comes next, on stderr, with room above it."""
+    if _verbosity >= 0:
+        _err.print(f"\n{text}", style="bold", markup=False, soft_wrap=True)
+
+
 def warning(text: str) -> None:
     """Something the user should know of though the work goes on."""
     _err.print(f"[yellow]warning[/]: {escape(text)}", soft_wrap=True)

@@ -67,8 +67,6 @@ def train(
     tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
     tiprctl train --resume runs/synth-pedes-synth-20261121-101500
     """
-    from tiprctl.cli.training_view import TrainingView
-
     changes = {
         "model.name": model,
         "model.pretrained": pretrained,
@@ -85,13 +83,15 @@ def train(
             where="--resume",
             remedy="Leave out everything that describes the training, or start a new run without --resume.",
         )
-    from tiprctl.precision import find_device
-    from tiprctl.training import Trainer
-
     if resume is not None:
         config, manifest, folder = _continued(resume, root)
     else:
         config, manifest, folder = _planned(data, root, recipe, losses, aux, changes, output)
+
+    from tiprctl.cli.training_view import TrainingView
+    from tiprctl.precision import find_device
+    from tiprctl.training import Trainer
+
     render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
     with TrainingView() as view:
         trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers or 0, listener=view)

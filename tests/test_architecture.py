@@ -1,0 +1,98 @@
+"""Knowledge flows one way: no module imports from a floor above its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "tiprctl"
+
+# From the ground up; a module belongs to the longest prefix that fits it.
+FLOORS = (
+    ("tiprctl.losses", "tiprctl.metrics", "tiprctl.tokenizer", "tiprctl.errors", "tiprctl.files", "tiprctl.images")
+    + ("tiprctl.pixels", "tiprctl.precision", "tiprctl.interrupt"),
+    ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint"),
+    ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
+    ("tiprctl.recipes", "tiprctl.evaluation"),
+    ("tiprctl.optimisation", "tiprctl.training"),
+    ("tiprctl.cli", "tiprctl.__main__"),
+)
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = ("tiprctl", *file.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def floor(module: str) -> int:
+    fitting = [
+        (len(prefix), level)
+        for level, prefixes in enumerate(FLOORS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    return 0 if module == "tiprctl" else max(fitting)[1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_go_down(file):
+    own = floor(module_name(file))
+    above = {
+        name for name in imports(file) if name.split(".")[0] == "tiprctl" and name != "tiprctl" and floor(name) > own
+    }
+    assert not above
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_terminal_libraries_stay_in_the_command_line(file):
+    names = {name.split(".")[0] for name in imports(file)}
+    module = module_name(file)
+    assert "typer" not in names or module.startswith("tiprctl.cli")
+    assert "rich" not in names or module == "tiprctl.cli.render"
+
+
+@pytest.mark.parametrize("package", ["losses", "metrics", "models/masking"])
+def test_pure_modules_import_torch_alone(package):
+    target = PACKAGE / package
+    files = sorted(target.rglob("*.py")) if target.is_dir() else [target.with_suffix(".py")]
+    allowed = {"torch", "numpy", "tiprctl", "__future__", "math", "collections", "dataclasses", "typing"}
+    assert files
+    for file in files:
+        assert {name.split(".")[0] for name in imports(file)} <= allowed, file
+
+
+def test_gallery_query_path_imports_no_torch():
+    code = "import sys, tiprctl.gallery.index, tiprctl.gallery.search; print('torch' in sys.modules)"
+    assert run_python(code) == "False"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["trian"], ["train", "--no-such"], ["train", "--recipe", "sen2"]]
+)
+def test_start_up_imports_neither_torch_nor_pandas(arguments):
+    code = (
+        "import sys\n"
+        "from tiprctl.cli.app import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'lance', 'open_clip'} & set(sys.modules)))"
+    )
+    assert run_python(code).splitlines()[-1] == "[]"
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
