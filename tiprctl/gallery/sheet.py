@@ -1,0 +1,125 @@
+"""The contact sheet: a PNG with each sentence's best crops in a grid, rank and score beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from tiprctl.errors import ImageError, UsageError
+from tiprctl.files import atomic_path
+from tiprctl.images import open_image
+
+CELL = (128, 256)
+"""Width and height in pixels of the place of a crop: the proportions of a person."""
+COLUMNS = 10
+MAX_CROPS = 1000
+"""About 50 megapixels: few viewers show larger sheets well."""
+
+_LEAST_COLUMNS = 4
+_MARGIN, _GAP, _LINE, _CAPTION = 32, 14, 32, 40
+_PAPER, _PLACE, _INK, _PALE = "#ffffff", "#eef0f3", "#1b1f24", "#6a737d"
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A hit on the sheet: where its image lies, its rank from 1, its score."""
+
+    path: Path
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """A sentence and its hits, best first."""
+
+    sentence: str
+    crops: Sequence[Crop]
+
+
+def write_sheet(target: str | Path, blocks: Sequence[Block]) -> None:
+    """Write the blocks, one below the other, to a PNG file, atomically.
+
+    Crops keep their proportions; one that has meanwhile become unreadable leaves its place empty.
+
+    Raises:
+        UsageError: there are more than `MAX_CROPS` crops.
+        InputError: the file cannot be written.
+    """
+    count = sum(len(block.crops) for block in blocks)
+    if count > MAX_CROPS:
+        raise UsageError(
+            f"A contact sheet of {count:,} crops is too large; it holds {MAX_CROPS:,}",
+            where=target,
+            remedy="Lower --top or ask fewer sentences at once.",
+        )
+    sheet = draw_sheet(blocks)
+    with atomic_path(target) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def draw_sheet(blocks: Sequence[Block]) -> Image.Image:
+    """The sheet as a picture, RGB."""
+    columns = max(_LEAST_COLUMNS, min(COLUMNS, max(len(block.crops) for block in blocks)))
+    width = 2 * _MARGIN + columns * CELL[0] + (columns - 1) * _GAP
+    titles = [_wrapped(block.sentence, width - 2 * _MARGIN) for block in blocks]
+    heights = [_height(len(title), len(block.crops), columns) for title, block in zip(titles, blocks)]
+    sheet = Image.new("RGB", (width, _MARGIN + sum(heights)), _PAPER)
+    top = _MARGIN
+    for title, block, height in zip(titles, blocks, heights):
+        _draw_block(sheet, title, block, top, columns)
+        top += height
+    return sheet
+
+
+def _height(lines: int, crops: int, columns: int) -> int:
+    """A block's height: its title, its rows, and the space to the next block."""
+    return lines * _LINE + _GAP + -(-crops // columns) * (CELL[1] + _CAPTION) + _MARGIN
+
+
+def _draw_block(sheet: Image.Image, title: Sequence[str], block: Block, top: int, columns: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    for line in title:
+        draw.text((_MARGIN, top), line, fill=_INK, font=_font(24))
+        top += _LINE
+    top += _GAP
+    for place, crop in enumerate(block.crops):
+        row, column = divmod(place, columns)
+        left = _MARGIN + column * (CELL[0] + _GAP)
+        _draw_crop(sheet, draw, crop, (left, top + row * (CELL[1] + _CAPTION)))
+
+
+def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, corner: tuple[int, int]) -> None:
+    left, top = corner
+    right, bottom = left + CELL[0], top + CELL[1]
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=_PLACE)
+    try:
+        picture = ImageOps.contain(open_image(crop.path), CELL)
+    except ImageError:
+        draw.text(((left + right) / 2, (top + bottom) / 2), "unreadable", fill=_PALE, font=_font(16), anchor="mm")
+    else:
+        sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top + (CELL[1] - picture.height) // 2))
+    draw.text((left, bottom + 6), str(crop.rank), fill=_INK, font=_font(18))
+    draw.text((right, bottom + 6), f"{crop.score:.3f}", fill=_PALE, font=_font(18), anchor="ra")
+
+
+def _wrapped(sentence: str, width: int) -> list[str]:
+    """The sentence in lines of at most `width` pixels, broken between words."""
+    lines = [""]
+    for word in sentence.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and _font(24).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, the same on every machine."""
+    return ImageFont.load_default(size)
