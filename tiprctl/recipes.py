@@ -85,16 +85,21 @@ PUBLISHED = MappingProxyType(
 )
 
 
-def find_recipe(name: str | None, dataset: str) -> TrainConfig:
-    """The recipe of that name; without a name, the one made for the data set.
+def check_names(recipe: str | None, losses: str | None, aux: str | None) -> None:
+    """Refuse a recipe or an objective that does not exist, before any data are looked at.
 
     Raises:
-        UsageError: there is none of that name; the choices are listed.
+        UsageError: a name is unknown (the choices are listed) or given twice.
     """
-    name = name or ("synth" if dataset == "synth-pedes" else "baseline")
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    return RECIPES[name]
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    _names(losses or "")
+    _names(aux or "")
+
+
+def find_recipe(name: str | None, dataset: str) -> TrainConfig:
+    """The recipe of that name; without a name, the one made for the data set."""
+    return RECIPES[name or ("synth" if dataset == "synth-pedes" else "baseline")]
 
 
 def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) -> TrainConfig:

@@ -11,7 +11,7 @@ import typer
 
 from tiprctl.cli import render
 from tiprctl.cli.options import Device, Root, Seed, Workers
-from tiprctl.errors import UsageError, unknown_name
+from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
     from tiprctl.config import TrainConfig
@@ -110,12 +110,13 @@ def _planned(
 ) -> tuple[TrainConfig, Manifest, Path]:
     """A new run: what the recipe says, changed as the options say, in a folder of its own."""
     from tiprctl.config import override
-    from tiprctl.data.manifest import find_manifest
-    from tiprctl.recipes import RECIPES, find_recipe, with_objectives
+    from tiprctl.recipes import check_names, find_recipe, with_objectives
     from tiprctl.runs import RUN, RUNS
 
-    if recipe is not None and recipe not in RECIPES:
-        raise unknown_name("recipe", recipe, RECIPES)
+    check_names(recipe, losses, aux)
+
+    from tiprctl.data.manifest import find_manifest
+
     manifest = find_manifest(data, root)
     config = override(with_objectives(find_recipe(recipe, manifest.dataset), losses, aux), changes)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
