@@ -1,0 +1,147 @@
+"""The byte-pair tokenizer of CLIP: text to the token ids that OpenAI's tokenizer gives, for every string.
+
+The merges are those of OpenAI's `bpe_simple_vocab_16e6` (49,152 - 256 - 2 of them), read from the installed package
+open-clip-torch without importing it. The byte-level scheme is that of GPT-2 (Radford et al., 2019): a word is a
+sequence of bytes, each written as one printable character, the last one marked `</w>`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import regex
+
+from tiprctl.errors import InputError, UsageError
+
+START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
+N_MERGES = 49152 - 256 - 2
+WORD_END = "</w>"
+CACHED_WORDS = 1 << 16
+
+WORDS = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+WHITESPACE = regex.compile(r"\s+")
+
+
+class Tokenizer:
+    """CLIP's tokenizer, built from its ordered list of merges.
+
+    Args:
+        merges: pairs of symbols, the one to join first in front.
+    """
+
+    context_length = 77
+
+    def __init__(self, merges: Sequence[tuple[str, str]]):
+        letters = list(_byte_letters().values())
+        symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START_TEXT, END_TEXT]
+        self._ids = {symbol: index for index, symbol in enumerate(symbols)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._cache = {text: [self._ids[text]] for text in (START_TEXT, END_TEXT)}
+        self.vocab_size = len(symbols)
+        self.start = self._ids[START_TEXT]
+        self.end = self._ids[END_TEXT]
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of `text`, without start and end token and of any length."""
+        return [token for word in WORDS.findall(_clean(text)) for token in self._encode_word(word)]
+
+    def __call__(self, texts: Sequence[str] | str, *, length: int | None = None) -> np.ndarray:
+        """Token ids `(B, L)`, int64: start token, text, end token, then zeros.
+
+        L is `length`, or that of the longest row up to the context of 77. A text that is too long loses its last
+        tokens; its row still closes with the end token.
+
+        Raises:
+            UsageError: `length` leaves no room for the start and the end token.
+        """
+        if length is not None and length < 2:
+            raise UsageError(f"Token rows of length {length} have no room for the start and the end token")
+        texts = [texts] if isinstance(texts, str) else texts
+        limit = self.context_length if length is None else length
+        rows = [[self.start, *self.encode(text)[: limit - 2], self.end] for text in texts]
+        width = max(map(len, rows), default=2) if length is None else length
+        token_ids = np.zeros((len(rows), width), dtype=np.int64)
+        for row, tokens in zip(token_ids, rows):
+            row[: len(tokens)] = tokens
+        return token_ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        tokens = self._cache.get(word)
+        if tokens is None:
+            letters = _byte_letters()
+            tokens = [self._ids[symbol] for symbol in self._merge([letters[byte] for byte in word.encode()])]
+            if len(self._cache) < CACHED_WORDS:
+                self._cache[word] = tokens
+        return tokens
+
+    def _merge(self, symbols: list[str]) -> list[str]:
+        """Join neighbours, the pair of lowest rank first, until no pair of the list is left."""
+        symbols = [*symbols[:-1], symbols[-1] + WORD_END]
+        while len(symbols) > 1:
+            best = min(pairwise(symbols), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            symbols = list(_join(symbols, best))
+        return symbols
+
+
+@cache
+def default_tokenizer() -> Tokenizer:
+    """The tokenizer of every published CLIP: 49,408 tokens.
+
+    Raises:
+        InputError: open-clip-torch or its list of merges is not installed, or the list is damaged.
+    """
+    path = _merges_path()
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise _unusable_merges(f"The tokenizer's list of merges cannot be read: {error}", path) from error
+    merges = [tuple(line.split()) for line in lines[1 : N_MERGES + 1]]
+    if len(merges) != N_MERGES or any(len(pair) != 2 for pair in merges):
+        raise _unusable_merges("The tokenizer's list of merges is damaged", path)
+    return Tokenizer(merges)
+
+
+def _merges_path() -> Path:
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise _unusable_merges("The tokenizer's list of merges is not installed", None)
+    return Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+
+
+def _unusable_merges(what: str, path: Path | None) -> InputError:
+    return InputError(what, where=path, remedy="Install it: pip install --force-reinstall open-clip-torch")
+
+
+def _clean(text: str) -> str:
+    """Repaired Unicode, HTML entities resolved (twice, as OpenAI does), single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return WHITESPACE.sub(" ", text).strip().lower()
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> Iterator[str]:
+    """The symbols, with each occurrence of `pair` joined, from left to right."""
+    index = 0
+    while index < len(symbols):
+        joined = tuple(symbols[index : index + 2]) == pair
+        yield "".join(pair) if joined else symbols[index]
+        index += 2 if joined else 1
+
+
+@cache
+def _byte_letters() -> dict[int, str]:
+    """A printable character for each byte; the order of the entries is the order of the first token ids."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
