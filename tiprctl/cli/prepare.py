@@ -1,2 +1,205 @@
-def prepare() -> None:
-    """Under construction."""
+"""`tiprctl prepare`: check a data set on disk, or draw the built-in one, and write its manifest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiprctl.cli import render
+from tiprctl.cli.options import Json, Root, Seed, Workers
+from tiprctl.data.catalog import DATA_SETS, data_set, locate
+from tiprctl.data.records import DataSet, Record
+from tiprctl.errors import CheckError, InputError, TiprError, UsageError
+
+if TYPE_CHECKING:
+    from tiprctl.data.checks import Finding, Report
+    from tiprctl.data.manifest import Manifest
+
+FIRST = 5
+"""How many faulty images or identities a message names."""
+
+
+def prepare(
+    name: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATA_SETS)}.", show_default=False)],
+    root: Root = None,
+    captions: Annotated[
+        Path | None, typer.Option("--captions", help="Annotation file, where it is not in the data set's folder.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 4 when anything is wrong.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out images that are missing or damaged; keep the rest.")
+    ] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+    ids: Annotated[
+        int | None, typer.Option(min=0, help="synth-pedes: identities in train.", show_default="3000")
+    ] = None,
+    val_ids: Annotated[
+        int | None, typer.Option(min=0, help="synth-pedes: identities in val.", show_default="100")
+    ] = None,
+    test_ids: Annotated[
+        int | None, typer.Option(min=0, help="synth-pedes: identities in test.", show_default="200")
+    ] = None,
+    seed: Seed = None,
+    force: Annotated[bool, typer.Option("--force", help="synth-pedes: draw again what stands already.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="synth-pedes: measure how hard the test split is.")] = False,
+) -> None:
+    """Check a data set on disk, or draw the built-in one, and write its manifest beside it.
+
+    \b
+    tiprctl prepare synth-pedes                   draw the built-in data set
+    tiprctl prepare cuhk-pedes --root data/CUHK   check it, write its manifest
+    tiprctl prepare rstpreid --check              check it, write nothing
+    tiprctl prepare folder --root crops/ --captions crops.csv
+
+    The table of `folder` is CSV or JSON lines with columns path, caption and, if you like, pid and split.
+    """
+    dataset = data_set(name)
+    drawing = {"ids": ids, "val_ids": val_ids, "test_ids": test_ids, "seed": seed}
+    threads = (os.cpu_count() or 1) if workers is None else max(1, workers)
+    if dataset.name == "synth-pedes":
+        root = _draw(root, drawing, workers=threads, force=force, check=check)
+    else:
+        _refuse({**drawing, "force": force or None, "report": report or None}, dataset)
+    folder, annotation = locate(dataset, root, captions)
+    records = dataset.read(annotation)
+    found = _check(folder, records, threads)
+    failure = _failure(found, folder, len(records), check=check, allow_missing=allow_missing)
+    manifest = None if check or failure else _write(dataset, folder, records, found)
+    difficulty = _difficulty(folder) if report else None
+    if as_json:
+        render.result_json(_document(dataset, folder, found, manifest, difficulty))
+    else:
+        _print(dataset, found, manifest, difficulty)
+    if failure:
+        raise failure
+
+
+def _draw(root: Path | None, arguments: dict[str, int | None], *, workers: int, force: bool, check: bool) -> Path:
+    """Draw synth-pedes where it does not stand yet, unless only a check was asked for."""
+    from tiprctl.data import synth_pedes
+    from tiprctl.data.drawing import IMAGES_PER_IDENTITY, Drawing, draw, drawing_folder
+
+    folder = drawing_folder(root)
+    if check:
+        return folder
+    drawing = Drawing(**{key: value for key, value in arguments.items() if value is not None})
+    with render.progress("drawing", drawing.identities * IMAGES_PER_IDENTITY, "images") as advance:
+        drawn = draw(folder, drawing, synth_pedes.generate, force=force, workers=workers, on_image=advance)
+    render.note(f"Drew synth-pedes in {folder}." if drawn else f"The same synth-pedes stands in {folder} already.")
+    return folder
+
+
+def _refuse(given: dict[str, Any], dataset: DataSet) -> None:
+    """Options that only drawing knows would otherwise be ignored without a word."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{option.replace('_', '-')} belongs to synth-pedes; {dataset.name} is read as it lies on disk",
+                remedy="Leave it out.",
+            )
+
+
+def _check(folder: Path, records: list[Record], workers: int) -> Report:
+    from tiprctl.data.checks import check
+
+    with render.progress("checking", len({record.path for record in records}), "images") as advance:
+        return check(folder, records, workers=workers, on_image=advance)
+
+
+def _failure(found: Report, folder: Path, images: int, *, check: bool, allow_missing: bool) -> TiprError | None:
+    """The error that the findings amount to, if any: everything counts under --check, else only lost images."""
+    from tiprctl.data.checks import UNUSABLE
+
+    unusable = [] if allow_missing else found.of(*UNUSABLE)
+    others = [finding for finding in found.findings if finding.fault not in UNUSABLE]
+    if check and (unusable or others):
+        return CheckError(f"The check found {_plural(len(unusable) + len(others), 'fault')}", where=folder)
+    if unusable and not check:
+        return InputError(
+            f"{len(unusable):,} of {_plural(images, 'image')} missing or damaged: {_first(unusable)}",
+            where=folder,
+            remedy="Copy them there, or leave them out with --allow-missing.",
+        )
+    return None
+
+
+def _write(dataset: DataSet, folder: Path, records: list[Record], found: Report) -> Manifest:
+    from tiprctl.data.checks import UNUSABLE
+    from tiprctl.data.manifest import build_manifest, write_manifest
+
+    lost = {finding.subject for finding in found.of(*UNUSABLE)}
+    manifest = build_manifest(dataset.name, folder, (record for record in records if record.path not in lost))
+    if manifest.captions.empty:
+        raise InputError("No image with a caption is left", where=folder, remedy="Check the folder and its captions.")
+    write_manifest(manifest)
+    return manifest
+
+
+def _difficulty(folder: Path) -> dict[str, float]:
+    from tiprctl.data import synth_pedes
+
+    return asdict(synth_pedes.report(folder))
+
+
+def _document(
+    dataset: DataSet, folder: Path, found: Report, manifest: Manifest | None, difficulty: dict[str, float] | None
+) -> dict[str, Any]:
+    from tiprctl.data.manifest import FILE_NAME
+
+    return {
+        "dataset": dataset.name,
+        "root": str(folder),
+        "manifest": None if manifest is None else str(folder / FILE_NAME),
+        "fingerprint": None if manifest is None else manifest.fingerprint,
+        "splits": {split: asdict(size) for split, size in found.sizes.items()},
+        "published": {split: asdict(size) for split, size in dataset.published.items()},
+        "findings": [{**asdict(finding), "fault": finding.fault.value} for finding in found.findings],
+        "report": difficulty,
+    }
+
+
+def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficulty: dict[str, float] | None) -> None:
+    from tiprctl.data.checks import Fault, differs_from_published
+    from tiprctl.data.manifest import FILE_NAME
+
+    columns = ("split", *((heading, "right") for heading in ("identities", "images", "captions")), "what is wrong")
+    rows = [
+        (split, *(f"{number:,}" for number in asdict(size).values()), _wrong(found, split))
+        for split, size in found.sizes.items()
+    ]
+    render.result_table(render.table(dataset.name, columns, rows))
+    if difficulty:
+        rows = [(name.replace("_", " "), f"{percent:.2f}") for name, percent in difficulty.items()]
+        render.result_table(render.table("R@1 on test, percent", ("who", ("R@1", "right")), rows))
+    for fault in Fault:
+        if findings := found.of(fault):
+            render.warning(f"{_plural(len(findings), fault.value)}: {_first(findings)}")
+    for sentence in differs_from_published(found.sizes, dataset.published):
+        render.note(sentence)
+    if manifest is not None:
+        rows = manifest.captions
+        images = _plural(len(rows.drop_duplicates(["split", "path", "pid"])), "image")
+        render.note(f"Wrote {manifest.root / FILE_NAME}: {_plural(len(rows), 'caption')} of {images}.")
+
+
+def _wrong(found: Report, split: str) -> str:
+    faults = {fault: count for (where, fault), count in found.counts.items() if where == split}
+    return ", ".join(_plural(count, fault.value) for fault, count in faults.items()) or "nothing"
+
+
+def _first(findings: list[Finding]) -> str:
+    named = "; ".join(f"{finding.subject} ({finding.detail})" for finding in findings[:FIRST])
+    rest = len(findings) - FIRST
+    return f"{named}; and {rest:,} more (--json lists all)" if rest > 0 else named
+
+
+def _plural(count: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images, 3 identities."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"

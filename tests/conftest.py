@@ -1,0 +1,52 @@
+"""Fixtures that many tests share: a miniature CUHK-PEDES on disk, and the same one prepared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiprctl.data.catalog import DATA_SETS
+from tiprctl.data.manifest import Manifest, build_manifest, write_manifest
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "black": (20, 20, 20)}
+SPLIT_OF_ID = {1: "train", 2: "train", 4: "train", 7: "train", 8: "val", 9: "val", 12: "test", 13: "test"}
+"""The identities have gaps, as those of the real data set may."""
+
+
+@pytest.fixture
+def cuhk_root(tmp_path: Path) -> Path:
+    """A folder CUHK-PEDES: 8 identities of two images with two captions each; ids start at 1 and have gaps."""
+    root = tmp_path / "CUHK-PEDES"
+    records = []
+    for pid, split in SPLIT_OF_ID.items():
+        colour = list(COLOURS)[pid % len(COLOURS)]
+        for view in range(2):
+            path = f"cam_a/{pid:03}_{view}.jpg"
+            _save_person(root / "imgs" / path, colour, seed=10 * pid + view)
+            captions = [f"A person in a {colour} coat, view {view}.", f"The man {pid} wears {colour}."]
+            words = [caption.lower().split() for caption in captions]
+            records.append(
+                {"split": split, "captions": captions, "file_path": path, "processed_tokens": words, "id": pid}
+            )
+    (root / "reid_raw.json").write_text(json.dumps(records))
+    return root
+
+
+@pytest.fixture
+def cuhk_manifest(cuhk_root: Path) -> Manifest:
+    """The miniature CUHK-PEDES, its manifest written."""
+    manifest = build_manifest("cuhk-pedes", cuhk_root, DATA_SETS["cuhk-pedes"].read(cuhk_root / "reid_raw.json"))
+    write_manifest(manifest)
+    return manifest
+
+
+def _save_person(path: Path, colour: str, *, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).normal(0, 12, (48, 24, 3))
+    pixels = np.full((48, 24, 3), 170.0) + noise
+    pixels[10:44, 7:17] = np.array(COLOURS[colour]) + noise[10:44, 7:17]
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

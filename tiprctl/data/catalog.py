@@ -1,0 +1,79 @@
+"""The data sets by name, and where on disk they lie. Imports neither torch nor pandas."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tiprctl.data.cuhk_pedes import CUHK_PEDES, SYNTH_PEDES
+from tiprctl.data.folder import FOLDER
+from tiprctl.data.icfg_pedes import ICFG_PEDES
+from tiprctl.data.records import DataSet
+from tiprctl.data.rstpreid import RSTPREID
+from tiprctl.errors import InputError, unknown_name
+
+DATA_SETS = {each.name: each for each in (SYNTH_PEDES, CUHK_PEDES, ICFG_PEDES, RSTPREID, FOLDER)}
+
+ROOT_VARIABLE = "TIPRCTL_DATA"
+
+
+def data_set(name: str) -> DataSet:
+    """The data set of that name, in any case of letters.
+
+    Raises:
+        UsageError: there is none; the choices are listed.
+    """
+    if name.lower() not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
+    return DATA_SETS[name.lower()]
+
+
+def data_home() -> Path:
+    """The folder that holds the data sets when none is named: `$TIPRCTL_DATA`, else `./data`."""
+    return Path(os.environ.get(ROOT_VARIABLE) or "data")
+
+
+def locate(dataset: DataSet, root: Path | None, annotation: Path | None = None) -> tuple[Path, Path]:
+    """The folder of a data set and its annotation file.
+
+    Args:
+        root: its folder, or a folder that holds it under its usual name; default `data_home()`.
+        annotation: the annotation file, where it is not in the folder under one of its usual names.
+
+    Raises:
+        InputError: there is no such folder or file; says where to get the set and how to lay it out.
+    """
+    given = data_home() if root is None else root
+    if annotation is not None:
+        if not annotation.is_file():
+            raise InputError("There is no such annotation file", where=annotation, remedy="Check the path.")
+        folder = _child(given, dataset.folder) or given
+        if not folder.is_dir():
+            raise _missing(dataset, given)
+        return folder, annotation
+    for folder in (given, _child(given, dataset.folder)):
+        for name in dataset.annotations:
+            if folder is not None and (folder / name).is_file():
+                return folder, folder / name
+    raise _missing(dataset, given)
+
+
+def _child(folder: Path, name: str) -> Path | None:
+    """The subfolder of that name, in any case of letters."""
+    if not folder.is_dir():
+        return None
+    return next(
+        (each for each in sorted(folder.iterdir()) if each.name.lower() == name.lower() and each.is_dir()), None
+    )
+
+
+def _missing(dataset: DataSet, given: Path) -> InputError:
+    folder = given if given.name.lower() == dataset.folder.lower() else given / dataset.folder
+    layout = f"{dataset.annotations[0]} and imgs/ side by side in that folder"
+    if dataset.name == "folder":
+        folder, layout = given, f"or put {' or '.join(dataset.annotations)} in that folder"
+    return InputError(
+        f"{dataset.name} is not there: no {dataset.annotations[0]}",
+        where=folder,
+        remedy=f"Where to get it: {dataset.source}. Lay it out as {layout}, or name its folder with --root.",
+    )

@@ -1,0 +1,99 @@
+"""Drawing synth-pedes where it does not stand yet, and never over anything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tiprctl
+from tiprctl.data.catalog import data_home
+from tiprctl.data.cuhk_pedes import SYNTH_PEDES
+from tiprctl.data.manifest import FILE_NAME
+from tiprctl.errors import InputError, UsageError
+from tiprctl.files import write_text
+
+RECORD_FILE = "synth.json"
+"""Beside the drawings: which arguments and version drew them, and whether they are complete."""
+
+IMAGES_PER_IDENTITY = 4
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The arguments that decide every byte of a drawn data set: identities per split, and the seed."""
+
+    ids: int = 3000
+    val_ids: int = 100
+    test_ids: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.ids, self.val_ids, self.test_ids) < 0 or not self.identities:
+            raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
+
+    @property
+    def identities(self) -> int:
+        """Identities in all splits."""
+        return self.ids + self.val_ids + self.test_ids
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {**asdict(self), "version": tiprctl.__version__, "complete": True}
+
+
+def drawing_folder(root: Path | None) -> Path:
+    """Where synth-pedes stands or will stand: `root` when new, empty or drawn already; otherwise a folder in it."""
+    if root is None:
+        return data_home() / SYNTH_PEDES.folder
+    free = not root.is_dir() or not any(root.iterdir())
+    return root if free or (root / RECORD_FILE).is_file() else root / SYNTH_PEDES.folder
+
+
+def draw(folder: Path, drawing: Drawing, generate: Callable[..., None], *, force: bool, **progress: Any) -> bool:
+    """Draw the data set into `folder` unless the same one stands there; tells whether anything was drawn.
+
+    Args:
+        generate: `tiprctl.data.synth_pedes.generate`, called with `progress`.
+        force: draw again, also over a set drawn with other arguments.
+
+    Raises:
+        InputError: other files, or a set drawn with other arguments, are in the way.
+    """
+    standing = _standing(folder)
+    if standing == drawing.record and not force:
+        return False
+    if standing is not None and standing["complete"] and not force:
+        raise InputError(
+            f"Another synth-pedes stands here, drawn with {_arguments(standing)}",
+            where=folder,
+            remedy="Draw it anew with --force, or choose another folder with --root.",
+        )
+    # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
+    write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    generate(folder, **asdict(drawing), **progress)
+    write_text(folder / RECORD_FILE, json.dumps(drawing.record))
+    return True
+
+
+def _standing(folder: Path) -> dict[str, Any] | None:
+    """What the folder's record says; None for a folder without drawings."""
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            remedy = "Choose a new or empty folder with --root."
+            raise InputError("The folder holds files that are no synth-pedes", where=folder, remedy=remedy)
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return {**record, "complete": bool(record["complete"])}
+    except (ValueError, TypeError, KeyError) as error:
+        remedy = "Remove the folder, then draw it again."
+        raise InputError("The record of the drawings is damaged", where=file, remedy=remedy) from error
+
+
+def _arguments(record: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in record.items() if key != "complete")
