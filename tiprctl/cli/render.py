@@ -78,7 +78,7 @@ def result_table(table: Table) -> None:
 
 def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
     """A table; a column is its heading, or (heading, "right"|"left")."""
-    built = Table(title=title, title_justify="left", header_style="bold")
+    built = Table(title=title and escape(title), title_justify="left", header_style="bold")
     for column in columns:
         heading, justify = (column, "left") if isinstance(column, str) else column
         built.add_column(heading, justify=justify, overflow="fold")

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lance
 import numpy as np
@@ -226,8 +227,7 @@ class _Store:
 
     def _exists(self) -> bool:
         """Whether the dataset has a version; another query may be about to commit its first one."""
-        versions = self.folder / "_versions"
-        return versions.is_dir() and any(versions.iterdir())
+        return any(self.folder.glob("_versions/*.manifest"))
 
     def _read(self) -> pa.Table | None:
         with _lance_faults():
@@ -243,8 +243,23 @@ class _Store:
 
     def _append(self, table: pa.Table) -> None:
         with _lance_faults():
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            lance.write_dataset(table, str(self.folder), mode="append" if self._exists() else "create")
+            if not self._exists():
+                self._create()
+            lance.write_dataset(table, str(self.folder), mode="append")
+
+    def _create(self) -> None:
+        """Make an empty dataset, unless another query is quicker.
+
+        It is renamed into place, because two datasets that Lance creates at once in one place overwrite each other.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.folder.parent, prefix=".new-") as temporary:
+            lance.write_dataset(self.schema.empty_table(), f"{temporary}/dataset", mode="create")
+            try:
+                os.rename(f"{temporary}/dataset", self.folder)
+            except OSError:
+                if not self._exists():
+                    raise
 
 
 def _matrix(table: pa.Table) -> np.ndarray:

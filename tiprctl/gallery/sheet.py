@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from tiprctl.errors import ImageError, UsageError
 from tiprctl.files import atomic_path
@@ -98,13 +98,20 @@ def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, corner
     right, bottom = left + CELL[0], top + CELL[1]
     draw.rectangle((left, top, right - 1, bottom - 1), fill=_PLACE)
     try:
-        picture = ImageOps.contain(open_image(crop.path), CELL)
+        picture = _fitted(open_image(crop.path))
     except ImageError:
         draw.text(((left + right) / 2, (top + bottom) / 2), "unreadable", fill=_PALE, font=_font(16), anchor="mm")
     else:
         sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top + (CELL[1] - picture.height) // 2))
     draw.text((left, bottom + 6), str(crop.rank), fill=_INK, font=_font(18))
     draw.text((right, bottom + 6), f"{crop.score:.3f}", fill=_PALE, font=_font(18), anchor="ra")
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The picture as large as its place allows; the thinnest strip keeps a pixel."""
+    scale = min(CELL[0] / picture.width, CELL[1] / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _wrapped(sentence: str, width: int) -> list[str]:

@@ -1,0 +1,246 @@
+"""`tiprctl query`: its good output, its JSON, its bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tiprctl.cli import app as program
+from tiprctl.cli import query as command
+from tiprctl.errors import UsageError
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class Colours:
+    """An embedder that knows colour words and mean colours."""
+
+    description = "runs/colours (best epoch 12, chosen on val)"
+    fingerprint = "colours"
+    width = 3
+    image_size = (8, 4)
+
+    def __init__(self):
+        self.images = 0
+        self.interrupt = False
+
+    def embed_images(self, pixels):
+        if self.interrupt:
+            raise KeyboardInterrupt
+        self.images += len(pixels)
+        return _unit(pixels.mean((1, 2)) + 1)
+
+    def embed_texts(self, texts):
+        return _unit(
+            np.array([sum(np.array(COLOURS[word]) for word in text.split() if word in COLOURS) for text in texts])
+        )
+
+
+def _unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def embedder(monkeypatch, tmp_path):
+    """The model that the command finds, instead of a trained one."""
+    colours = Colours()
+    monkeypatch.setattr(command, "_load_embedder", lambda model, device: colours)
+    monkeypatch.setenv("TIPRCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return colours
+
+
+@pytest.fixture
+def crops(tmp_path):
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (4, 8), colour).save(folder / f"{name}.png")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(program.app, ["query", *map(str, arguments)])
+
+
+def test_table_ranks_the_crops(embedder, crops):
+    done = run("woman in red coat", "--gallery", "crops")
+    assert done.exit_code == 0
+    assert "woman in red coat" in done.stdout
+    rows = re.findall(r"│\s+(\d)\s+│\s+([\d.-]+)\s+│\s+(\S+)\s+│", done.stdout)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert rows[0] == ("1", "1.000", "crops/red.png")
+    assert "Model: runs/colours (best epoch 12, chosen on val)" in done.stderr
+    assert "3 images, 3 of them embedded now" in done.stderr
+
+
+def test_a_sentence_in_brackets_is_shown_as_it_is(embedder, crops):
+    assert "[red] coat" in run("[red] coat red", "--gallery", "crops").stdout
+
+
+def test_a_second_query_embeds_nothing(embedder, crops):
+    run("red", "--gallery", crops)
+    done = run("blue", "--gallery", crops, "--plain", "--top", 1)
+    assert done.stdout == f"{crops / 'blue.png'}\n"
+    assert embedder.images == 3
+    assert "0 of them embedded now" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gallery", "prefix"), [("crops", "crops/"), ("./crops/", "crops/"), ("crops/../crops", "crops/../crops/")]
+)
+def test_plain_prints_paths_that_the_working_folder_reaches(embedder, crops, gallery, prefix):
+    done = run("green", "--gallery", gallery, "--plain", "--top", 50)
+    assert done.stdout.splitlines() == [f"{prefix}green.png", f"{prefix}blue.png", f"{prefix}red.png"]
+
+
+def test_json_holds_model_gallery_skipped_and_ranked_hits(embedder, crops):
+    (crops / "bad.jpg").touch()
+    done = run("red coat", "--gallery", "crops", "--top", 2, "--json")
+    document = json.loads(done.stdout)
+    assert list(document) == ["model", "gallery", "images", "skipped", "results"]
+    assert (document["model"], document["gallery"], document["images"]) == (embedder.description, "crops", 3)
+    assert [skipped["path"] for skipped in document["skipped"]] == ["bad.jpg"]
+    assert "0 bytes" in document["skipped"][0]["reason"]
+    (result,) = document["results"]
+    assert result["query"] == "red coat"
+    assert [(hit["rank"], hit["path"]) for hit in result["hits"]] == [(1, "crops/red.png"), (2, "crops/blue.png")]
+    assert result["hits"][0]["score"] == pytest.approx(256 / np.hypot(256, np.sqrt(2)), abs=1e-5)
+
+
+def test_unreadable_files_are_counted_and_the_first_named(embedder, crops):
+    for number in range(5):
+        (crops / f"bad{number}.jpg").touch()
+    done = run("red", "--gallery", "crops", "--plain")
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert "5 unreadable, skipped: bad0.jpg (The image file is empty (0 bytes)), bad1.jpg" in done.stderr
+    assert "and 2 more" in done.stderr
+    assert "bad3.jpg" not in done.stderr
+
+
+def test_several_sentences_from_a_file(embedder, crops, tmp_path):
+    (tmp_path / "queries.txt").write_text("\ufeffwoman in red\n\n  a blue coat  \n", encoding="utf-8")
+    done = run("--queries", "queries.txt", "--gallery", "crops", "--json", "--top", 1)
+    results = json.loads(done.stdout)["results"]
+    assert [(result["query"], result["hits"][0]["path"]) for result in results] == [
+        ("woman in red", "crops/red.png"),
+        ("a blue coat", "crops/blue.png"),
+    ]
+    table = run("--queries", "queries.txt", "--gallery", "crops").stdout
+    assert table.index("woman in red") < table.index("a blue coat")
+
+
+def test_sheet_is_written_and_named(embedder, crops, tmp_path):
+    done = run("red", "--gallery", "crops", "--sheet", "out.png", "--plain")
+    assert done.exit_code == 0
+    assert "Contact sheet: out.png" in done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    with Image.open(tmp_path / "out.png") as sheet:
+        assert sheet.format == "PNG"
+        assert 400 < sheet.width < 2000
+        assert 250 < sheet.height < 800
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_open_implies_a_sheet_in_the_cache(embedder, crops, tmp_path, monkeypatch, code):
+    opened = []
+    monkeypatch.setattr(command.typer, "launch", lambda file: opened.append(file) or code)
+    done = run("red", "--gallery", "crops", "--open")
+    assert done.exit_code == 0
+    assert opened == [str(tmp_path / "cache" / "sheet.png")]
+    Image.open(opened[0]).verify()
+    assert ("No viewer could be opened" in done.stderr) == bool(code)
+
+
+def test_a_long_sentence_is_said_to_be_cut(embedder, crops):
+    long = run("red " * 80, "--gallery", "crops")
+    assert long.exit_code == 0
+    assert "cut after 75 of its 80 tokens: red red" in long.stderr
+    assert "cut" not in run("red " * 75, "--gallery", "crops").stderr
+
+
+def test_interrupt_says_what_is_kept(embedder, crops):
+    run("red", "--gallery", crops)
+    Image.new("RGB", (4, 8), "white").save(crops / "white.png")
+    embedder.interrupt = True
+    done = run("red", "--gallery", crops)
+    assert done.exit_code == 130
+    assert done.stdout == ""
+    assert "0 of 1 new images are embedded and kept; the same command goes on from there" in done.stderr
+
+
+BAD = {
+    "no sentence": ([], 2, "There is nothing to look for"),
+    "empty sentence": (["  "], 2, "The sentence is empty"),
+    "sentence and file": (["red", "--queries", "some.txt"], 2, "Both a sentence and --queries are given"),
+    "json and plain": (["red", "--json", "--plain"], 2, "Two forms of output at once"),
+    "no file": (["--queries", "none.txt"], 3, "cannot be read: No such file"),
+    "empty file": (["--queries", "empty.txt"], 3, "The file of queries is empty"),
+    "not UTF-8": (["--queries", "latin.txt"], 3, "The file of queries is not UTF-8"),
+    "sheet of another kind": (["red", "--sheet", "out.jpg"], 2, "The contact sheet is a PNG file"),
+    "sheet in the gallery": (["red", "--sheet", "crops/out.png"], 2, "would lie in the gallery"),
+    "top of none": (["red", "--top", "0"], 2, "--top"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_explained(embedder, crops, tmp_path, arguments, code, message):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "latin.txt").write_bytes("röd kappa".encode("latin-1"))
+    done = run(*arguments, "--gallery", "crops")
+    assert done.exit_code == code
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert embedder.images == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none", "There is no such gallery folder"), ("empty", "There is no image")]
+)
+def test_a_bad_gallery_is_explained_before_a_model_is_loaded(tmp_path, monkeypatch, name, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(command, "_load_embedder", lambda model, device: pytest.fail("loaded"))
+    done = run("red", "--gallery", tmp_path / name)
+    assert done.exit_code == 3
+    assert message in done.stderr
+    assert str(tmp_path / name) in done.stderr
+
+
+def test_a_missing_run_is_explained(crops, monkeypatch):
+    def none(model, device):
+        raise UsageError("There is no finished run to use", remedy="Train one (tiprctl train).")
+
+    monkeypatch.setattr(command, "_load_embedder", none)
+    done = run("red", "--gallery", crops)
+    assert done.exit_code == 2
+    assert "There is no finished run to use\n  Train one (tiprctl train)." in done.stderr
+
+
+def test_gallery_is_required():
+    done = run("red")
+    assert done.exit_code == 2
+    assert "--gallery" in done.stderr
+
+
+def test_help_opens_with_examples():
+    done = run("--help")
+    assert done.exit_code == 0
+    assert done.stdout.index('tiprctl query "woman in red coat" --gallery crops/') < done.stdout.index("Options")
+
+
+def test_a_usage_error_imports_no_torch():
+    code = (
+        "import sys; from tiprctl.cli.app import app; sys.argv = ['tiprctl', 'query', '', '--gallery', 'x']\n"
+        "try: app()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'lance' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False", "False"]
