@@ -19,7 +19,7 @@ def read(file: Path) -> list[Record]:
     """
     records = []
     for fields in read_objects(file):
-        if _is_caption_all(fields):
+        if not records and _is_caption_all(fields):
             raise InputError(
                 "This is caption_all.json of the original distribution: it says of no image whether it is for training,"
                 " validation or test",

@@ -46,7 +46,7 @@ def _csv_rows(file: Path) -> Iterator[Fields]:
             yield _csv_row(values, file, f"Line {reader.line_num}")
     except csv.Error as error:
         remedy = "Put a caption that holds commas or quotes in double quotes, its own quotes doubled."
-        raise InputError(f"Line {reader.line_num} is not CSV: {error}", where=file, remedy=remedy) from error
+        raise InputError(f"Line {reader.reader.line_num} is not CSV: {error}", where=file, remedy=remedy) from error
 
 
 def _csv_row(values: dict[str | None, Any], file: Path, place: str) -> Fields:

@@ -1,0 +1,233 @@
+"""`tiprctl prepare`: its good output, its JSON, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from dataclasses import make_dataclass
+
+import pytest
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+from tiprctl.data.manifest import read_manifest
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setattr("tiprctl.cli.render._out.width", 200)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+def manifests(root) -> list[str]:
+    return [path.name for path in root.iterdir() if "manifest" in path.name]
+
+
+def test_manifest_is_written_and_the_splits_shown(cuhk_root):
+    result = run("cuhk-pedes", "--root", cuhk_root)
+    assert result.exit_code == 0, result.output
+    cells = [re.split(r"\s*[│|]\s*", line.strip("│| ")) for line in result.stdout.splitlines()]
+    assert ["train", "4", "8", "16", "nothing"] in cells
+    assert ["test", "2", "4", "8", "nothing"] in cells
+    assert "32 captions of 16 images" in result.stderr
+    assert "train has 4 identities, 8 images, 16 captions; published: 11,003 identities" in result.stderr
+    manifest = read_manifest(cuhk_root)
+    assert manifest.dataset == "cuhk-pedes"
+    assert len(manifest.captions) == 32
+    assert manifest.split("val").image_pids.tolist() == [8, 8, 9, 9]
+
+
+def test_json_is_one_document(cuhk_root):
+    (cuhk_root / "imgs/cam_a/001_0.jpg").write_bytes(b"no picture")
+    result = run("cuhk-pedes", "--root", cuhk_root.parent, "--json", "--allow-missing")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert document["splits"]["train"] == {"identities": 4, "images": 8, "captions": 16}
+    assert document["published"]["test"] == {"identities": 1000, "images": 3074, "captions": 6156}
+    assert document["manifest"] == str(cuhk_root / "manifest.parquet")
+    assert document["fingerprint"] == read_manifest(cuhk_root).fingerprint
+    assert document["findings"] == [
+        {
+            "fault": "undecodable image",
+            "split": "train",
+            "subject": "imgs/cam_a/001_0.jpg",
+            "detail": "The file is not an image of a known format",
+        }
+    ]
+
+
+def test_missing_images_exit_3_with_number_and_first_names(cuhk_root):
+    for path in sorted(cuhk_root.glob("imgs/cam_a/*.jpg"))[:7]:
+        path.unlink()
+    result = run("cuhk-pedes", "--root", cuhk_root)
+    assert result.exit_code == 3
+    assert "7 of 16 images missing or damaged: imgs/cam_a/001_0.jpg (there is no such file); " in result.stderr
+    assert "and 2 more" in result.stderr
+    assert "--allow-missing" in result.stderr
+    assert "7 missing images" in result.stdout
+    assert manifests(cuhk_root) == []
+
+
+def test_allow_missing_keeps_the_rest(cuhk_root):
+    (cuhk_root / "imgs/cam_a/001_0.jpg").unlink()
+    (cuhk_root / "imgs/cam_a/013_1.jpg").write_bytes(b"")
+    result = run("cuhk-pedes", "--root", cuhk_root, "--allow-missing")
+    assert result.exit_code == 0, result.output
+    assert "1 missing image: imgs/cam_a/001_0.jpg" in result.stderr
+    assert "1 undecodable image: imgs/cam_a/013_1.jpg (The image file is empty (0 bytes))" in result.stderr
+    paths = set(read_manifest(cuhk_root).captions["path"])
+    assert len(paths) == 14
+    assert not paths & {"imgs/cam_a/001_0.jpg", "imgs/cam_a/013_1.jpg"}
+
+
+def test_nothing_left_is_an_error(cuhk_root):
+    for path in cuhk_root.glob("imgs/cam_a/*.jpg"):
+        path.unlink()
+    result = run("cuhk-pedes", "--root", cuhk_root, "--allow-missing")
+    assert result.exit_code == 3
+    assert "No image with a caption is left" in result.stderr
+    assert manifests(cuhk_root) == []
+
+
+def test_check_writes_nothing(cuhk_root):
+    result = run("cuhk-pedes", "--root", cuhk_root, "--check")
+    assert result.exit_code == 0, result.output
+    assert manifests(cuhk_root) == []
+    records = json.loads((cuhk_root / "reid_raw.json").read_text())
+    records[0]["captions"][0] = ""
+    records[-1]["id"] = 1
+    (cuhk_root / "reid_raw.json").write_text(json.dumps(records))
+    result = run("cuhk-pedes", "--root", cuhk_root, "--check")
+    assert result.exit_code == 4
+    assert "The check found 2 faults" in result.stderr
+    assert "1 empty caption: imgs/cam_a/001_0.jpg (caption 1 of 2)" in result.stderr
+    assert "1 shared identity: identity 1 (also in train)" in result.stderr
+    assert manifests(cuhk_root) == []
+    result = run("cuhk-pedes", "--root", cuhk_root)
+    assert result.exit_code == 0, "faults that leave the images usable are warned of, no more"
+    assert len(read_manifest(cuhk_root).captions) == 31
+
+
+def test_folder_of_ones_own(cuhk_root, tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text('path,caption\ncam_a/001_0.jpg,"A man, walking."\ncam_a/002_1.jpg,A woman.\n')
+    result = run("folder", "--root", cuhk_root / "imgs", "--captions", table)
+    assert result.exit_code == 0, result.output
+    split = read_manifest(cuhk_root / "imgs").split("test")
+    assert split.captions == ["A man, walking.", "A woman."]
+    assert split.image_pids.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["chuk-pedes"], 2, "Did you mean cuhk-pedes?"),
+        ([], 2, "Missing argument"),
+        (["rstpreid"], 3, "rstpreid is not there: no data_captions.json"),
+        (["cuhk-pedes", "--ids", "5"], 2, "--ids belongs to synth-pedes"),
+        (["cuhk-pedes", "--report"], 2, "--report belongs to synth-pedes"),
+        (["folder", "--captions", "none.csv"], 3, "There is no such annotation file"),
+    ],
+)
+def test_bad_usage_and_missing_input(tmp_path, monkeypatch, arguments, code, said):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_path_that_leaves_the_root_is_refused(cuhk_root):
+    (cuhk_root / "reid_raw.json").write_text(
+        json.dumps([{"split": "test", "id": 1, "captions": ["x"], "file_path": "../../a.jpg"}])
+    )
+    result = run("cuhk-pedes", "--root", cuhk_root)
+    assert result.exit_code == 3
+    assert "Record 0 (counted from 0)" in result.stderr
+    assert "leaves the data set's folder" in result.stderr
+
+
+@pytest.fixture
+def drawings(cuhk_root, monkeypatch) -> list[dict]:
+    """A stand-in for the drawing of synth-pedes that copies the miniature data set and notes its arguments."""
+    calls: list[dict] = []
+
+    def generate(root, *, on_image, workers, **arguments):
+        calls.append(arguments)
+        for source in [*cuhk_root.glob("imgs/cam_a/*.jpg"), cuhk_root / "reid_raw.json"]:
+            target = root / source.relative_to(cuhk_root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+        on_image(16)
+
+    module = types.ModuleType("tiprctl.data.synth_pedes")
+    module.generate = generate
+    figures = make_dataclass("Figures", ["oracle_all", "oracle_main", "baseline"])
+    module.report = lambda root, split="test": figures(95.0, 90.25, 20.5)
+    monkeypatch.setitem(sys.modules, "tiprctl.data.synth_pedes", module)
+    monkeypatch.setattr("tiprctl.data.synth_pedes", module, raising=False)
+    return calls
+
+
+def test_synth_pedes_is_drawn_once(tmp_path, drawings):
+    root = tmp_path / "new"
+    first = run("synth-pedes", "--root", root, "--ids", 4, "--val-ids", 2, "--test-ids", 2)
+    assert first.exit_code == 0, first.output
+    assert drawings == [{"ids": 4, "val_ids": 2, "test_ids": 2, "seed": 0}]
+    assert read_manifest(root).dataset == "synth-pedes"
+    again = run("synth-pedes", "--root", root, "--ids", 4, "--val-ids", 2, "--test-ids", 2, "--report")
+    assert again.exit_code == 0
+    assert len(drawings) == 1
+    assert "stands in" in again.stderr
+    assert "90.25" in again.stdout
+    other = run("synth-pedes", "--root", root)
+    assert other.exit_code == 3
+    assert "drawn with ids 4, val_ids 2, test_ids 2, seed 0" in other.stderr
+    assert "--force" in other.stderr
+    assert run("synth-pedes", "--root", root, "--force", "--seed", 1).exit_code == 0
+    assert drawings[1:] == [{"ids": 3000, "val_ids": 100, "test_ids": 200, "seed": 1}]
+
+
+def test_synth_pedes_report_in_json(tmp_path, drawings):
+    document = json.loads(run("synth-pedes", "--root", tmp_path / "new", "--json", "--report").stdout)
+    assert document["report"] == {"oracle_all": 95.0, "oracle_main": 90.25, "baseline": 20.5}
+
+
+def test_interrupted_drawing_is_taken_up_again(tmp_path, drawings, monkeypatch):
+    root = tmp_path / "new"
+    whole = sys.modules["tiprctl.data.synth_pedes"].generate
+
+    def stop(root, **arguments):
+        whole(root, **arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tiprctl.data.synth_pedes.generate", stop)
+        assert run("synth-pedes", "--root", root).exit_code == 130
+    assert run("synth-pedes", "--root", root).exit_code == 0
+    assert len(drawings) == 2
+
+
+def test_synth_pedes_never_draws_over_other_files(cuhk_root, drawings):
+    result = run("synth-pedes", "--root", cuhk_root)
+    assert result.exit_code == 0, result.output
+    assert (cuhk_root / "synth-pedes" / "manifest.parquet").is_file()
+    (cuhk_root / "synth-pedes" / "synth.json").unlink()
+    result = run("synth-pedes", "--root", cuhk_root, "--force")
+    assert result.exit_code == 3
+    assert "files that are no synth-pedes" in result.stderr
+    assert len(drawings) == 1
+
+
+def test_check_draws_nothing(tmp_path, drawings):
+    result = run("synth-pedes", "--root", tmp_path / "new", "--check")
+    assert result.exit_code == 3
+    assert "`tiprctl prepare synth-pedes` draws it" in result.stderr
+    assert drawings == []
+    assert not (tmp_path / "new").exists()
