@@ -1,0 +1,327 @@
+"""CLIP's two towers (Radford et al., 2021), ported by hand: pixels or token ids to tokens of one embedding space.
+
+Parameters carry the names of OpenAI's state dict. What differs from OpenAI's code: every token comes out, not only the
+global one; any image height and width, and any stride up to the patch size; a masked view runs on its visible patches
+only; batch-first; the temperature belongs to the losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiprctl.errors import UsageError
+
+POSITION_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """The sizes of a CLIP.
+
+    Attributes:
+        image_size: height and width in pixels.
+        stride: pixels between neighbouring patches; smaller than `patch_size` they overlap.
+        quick_gelu: `x * sigmoid(1.702 x)` as in OpenAI's weights, else the exact GELU.
+
+    Raises:
+        UsageError: sizes that do not go together.
+    """
+
+    embed_dim: int
+    image_size: tuple[int, int]
+    patch_size: int
+    stride: int
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    context_length: int = 77
+    vocab_size: int = 49408
+    quick_gelu: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        sizes = [getattr(self, field.name) for field in fields(self) if field.name not in ("image_size", "quick_gelu")]
+        if len(self.image_size) != 2 or min(*self.image_size, *sizes) < 1:
+            raise UsageError(f"The sizes of a CLIP are positive numbers, unlike in {self}")
+        if self.stride > self.patch_size:
+            raise UsageError(
+                f"A stride of {self.stride} pixels would leave gaps between patches of {self.patch_size}",
+                remedy=f"Choose a stride from 1 to {self.patch_size}.",
+            )
+        if min(self.image_size) < self.patch_size:
+            height, width = self.image_size
+            raise UsageError(f"An image of {height} x {width} pixels is smaller than one patch of {self.patch_size}")
+        for tower in ("vision", "text"):
+            width, heads = getattr(self, f"{tower}_width"), getattr(self, f"{tower}_heads")
+            if width % heads:
+                raise UsageError(f"The {tower} width {width} cannot be shared by {heads} attention heads")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_size
+        return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
+
+    def to_dict(self) -> dict:
+        """The sizes as JSON can hold them."""
+        return asdict(self) | {"image_size": list(self.image_size)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ClipConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: a size is unknown, missing or of the wrong type.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UsageError(f"These are not the sizes of a CLIP: {error}") from error
+
+
+def _published(patch: int, vision: tuple[int, int], text: tuple[int, int], embed_dim: int) -> ClipConfig:
+    """A published size at 384 x 128 pixels, the input of person retrieval; (width, layers) a tower, heads 64 wide."""
+    (vision_width, vision_layers), (text_width, text_layers) = vision, text
+    return ClipConfig(
+        embed_dim=embed_dim,
+        image_size=(384, 128),
+        patch_size=patch,
+        stride=patch,
+        vision_width=vision_width,
+        vision_layers=vision_layers,
+        vision_heads=vision_width // 64,
+        text_width=text_width,
+        text_layers=text_layers,
+        text_heads=text_width // 64,
+    )
+
+
+SIZES: dict[str, ClipConfig] = {
+    "ViT-B-16": _published(16, (768, 12), (512, 12), 512),
+    "ViT-B-32": _published(32, (768, 12), (512, 12), 512),
+    "ViT-L-14": _published(14, (1024, 24), (768, 12), 768),
+    "tiny": ClipConfig(
+        embed_dim=128,
+        image_size=(64, 32),
+        patch_size=8,
+        stride=8,
+        vision_width=128,
+        vision_layers=2,
+        vision_heads=4,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+    ),
+}
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation computed in float32, whatever the input's type and under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """`x * sigmoid(1.702 x)`, written with the fused SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(1.702 * x) / 1.702
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.zeros(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`; causal: a token sees itself and those before it."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=2))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a perceptron four times as wide."""
+
+    def __init__(self, width: int, heads: int, *, quick_gelu: bool):
+        super().__init__()
+        self.ln_1 = LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`."""
+        x = x + self.attn(self.ln_1(x), causal=causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks, causal or not."""
+
+    def __init__(self, width: int, layers: int, heads: int, *, quick_gelu: bool, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.resblocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`."""
+        for block in self.resblocks:
+            x = block(x, causal=self.causal)
+        return x
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """OpenAI's scheme: the deeper the stack, the less each residual branch adds at first."""
+        for block in self.resblocks:
+            width = block.ln_1.weight.numel()
+            residual_std = width**-0.5 * (2 * len(self.resblocks)) ** -0.5
+            block.attn.in_proj_weight.normal_(std=width**-0.5, generator=generator)
+            block.attn.out_proj.weight.normal_(std=residual_std, generator=generator)
+            block.mlp.c_fc.weight.normal_(std=(2 * width) ** -0.5, generator=generator)
+            block.mlp.c_proj.weight.normal_(std=residual_std, generator=generator)
+            for bias in (block.attn.in_proj_bias, block.attn.out_proj.bias, block.mlp.c_fc.bias, block.mlp.c_proj.bias):
+                bias.zero_()
+            for norm in (block.ln_1, block.ln_2):
+                norm.reset_parameters()
+
+
+class VisionTransformer(nn.Module):
+    """The image tower: patches, positions, blocks, projection."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        width, (rows, columns) = config.vision_width, config.grid
+        self.image_size = config.image_size
+        self.grid = config.grid
+        self.conv1 = nn.Conv2d(3, width, config.patch_size, config.stride, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(1 + rows * columns, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(
+            width, config.vision_layers, config.vision_heads, quick_gelu=config.quick_gelu, causal=False
+        )
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(torch.zeros(width, config.embed_dim))
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """See `Clip.encode_image`."""
+        if pixels.shape[1:] != (3, *self.image_size):
+            raise UsageError(
+                f"The image tower takes images of shape {(3, *self.image_size)}, not {tuple(pixels.shape[1:])}"
+            )
+        patches = self.conv1(pixels).flatten(2).transpose(1, 2) + self.positional_embedding[1:]
+        if keep is not None:
+            patches = patches.gather(1, keep.unsqueeze(2).expand(-1, -1, patches.shape[2]))
+        class_token = (self.class_embedding + self.positional_embedding[0]).expand(patches.shape[0], 1, -1)
+        x = torch.cat([class_token, patches], dim=1)
+        x = self.ln_post(self.transformer(self.ln_pre(x)))
+        return x @ self.proj
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """OpenAI's scheme, with positions that start as a small 2-D sine-cosine table."""
+        width = self.class_embedding.numel()
+        fan_in = self.conv1.weight[0].numel()
+        # What PyTorch draws for a convolution (and OpenAI keeps): uniform with the variance 1 / (3 fan_in).
+        self.conv1.weight.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        self.class_embedding.normal_(std=width**-0.5, generator=generator)
+        self.positional_embedding.copy_(_image_positions(self.grid, width))
+        self.transformer.initialise(generator)
+        self.proj.normal_(std=width**-0.5, generator=generator)
+        for norm in (self.ln_pre, self.ln_post):
+            norm.reset_parameters()
+
+
+class Clip(nn.Module):
+    """The dual encoder of CLIP. Its weights mean something after `initialise` or once a state dict is loaded."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        self.visual = VisionTransformer(config)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
+        self.positional_embedding = nn.Parameter(torch.zeros(config.context_length, config.text_width))
+        self.transformer = Transformer(
+            config.text_width, config.text_layers, config.text_heads, quick_gelu=config.quick_gelu, causal=True
+        )
+        self.ln_final = LayerNorm(config.text_width)
+        self.text_projection = nn.Parameter(torch.zeros(config.text_width, config.embed_dim))
+
+    def encode_image(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Normalised images `(B, 3, H, W)` to tokens `(B, 1 + N, D)`: the global one, then the patches row by row.
+
+        With `keep`, indices `(B, K)` of patches from 0 to N - 1, only these and the class token enter the blocks, each
+        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`.
+
+        Raises:
+            UsageError: the images are not of the size that the model is made for.
+        """
+        return self.visual(pixels, keep)
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
+
+        Attention is causal, so padding after the end token, or its absence, changes nothing before it.
+
+        Raises:
+            UsageError: the rows are longer than the context.
+        """
+        length = token_ids.shape[1]
+        if length > self.config.context_length:
+            raise UsageError(f"Captions of {length} tokens exceed the context of {self.config.context_length}")
+        x = self.token_embedding(token_ids) + self.positional_embedding[:length]
+        return self.ln_final(self.transformer(x)) @ self.text_projection
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw random weights from `generator`: OpenAI's scheme, but small sine-cosine tables as first positions."""
+        width = self.config.text_width
+        self.visual.initialise(generator)
+        self.token_embedding.weight.normal_(std=0.02, generator=generator)
+        self.positional_embedding.copy_(_scaled(_sine_cosine(torch.arange(self.config.context_length), width)))
+        self.transformer.initialise(generator)
+        self.ln_final.reset_parameters()
+        self.text_projection.normal_(std=width**-0.5, generator=generator)
+
+
+def _image_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """A 2-D sine-cosine table `(1 + N, W)`: half of the width tells the row, half the column; zero for the class."""
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    half = width // 2
+    table = torch.cat([_sine_cosine(rows.flatten(), half), _sine_cosine(columns.flatten(), width - half)], dim=1)
+    return torch.cat([torch.zeros(1, width), _scaled(table)])
+
+
+def _sine_cosine(positions: Tensor, width: int) -> Tensor:
+    """The position table of Vaswani et al. (2017), `(L, W)`, sines first."""
+    n_waves = math.ceil(width / 2)
+    angles = positions[:, None] * 10000.0 ** (-torch.arange(n_waves) / n_waves)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+def _scaled(table: Tensor) -> Tensor:
+    """The table at a root mean square of `POSITION_STD`, near the token embedding's."""
+    return table * (POSITION_STD / table.square().mean().sqrt())
