@@ -52,7 +52,7 @@ class EvaluationData:
         self.workers = workers
         token_ids = default_tokenizer()(split.captions)
         self.token_ids = torch.from_numpy(token_ids)
-        self.lengths = (token_ids != 0).sum(axis=1)
+        self.lengths = token_ids.argmax(axis=1) + 1
 
     @property
     def items(self) -> int:

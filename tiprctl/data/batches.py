@@ -41,7 +41,7 @@ class TrainingBatches:
         self.caption_images = split.caption_images
         self.pids = _labels(split.caption_pids)
         token_ids = tokenizer(split.captions)
-        self.lengths = (token_ids != 0).sum(axis=1)
+        self.lengths = token_ids.argmax(axis=1) + 1
         self.token_ids = torch.from_numpy(token_ids)
 
     @property

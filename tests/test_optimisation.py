@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tiprctl.config import OptimConfig
+from tiprctl.objectives.base import Role
+from tiprctl.optimisation import build_optimizer, clip_gradients, parameter_groups, schedule_factor, set_learning_rate
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "schedule.json").read_text())
+
+
+def test_the_published_schedule_is_met_epoch_by_epoch():
+    config = OptimConfig()
+    rates = [config.lr * schedule_factor(epoch + part, 60, config) for epoch in range(60) for part in (0, 0.99)]
+    torch.testing.assert_close(torch.tensor(rates[::2]), torch.tensor(REFERENCE["cosine"]))
+    assert rates[::2] == rates[1::2]
+
+
+def test_by_step_the_schedule_is_smooth_and_ends_at_zero():
+    config = OptimConfig(interval="step", warmup=0.1, warmup_start=0.0)
+    factors = [schedule_factor(step / 100, 10, config) for step in range(1001)]
+    assert factors[0] == 0
+    assert factors[50] == pytest.approx(0.5)
+    assert max(factors) == factors[100] == pytest.approx(1)
+    assert factors[-1] == pytest.approx(0)
+    assert max(abs(a - b) for a, b in zip(factors, factors[1:])) < 0.011
+
+
+def test_roles_give_every_parameter_its_rate_and_decay():
+    tower, fresh, classifier = nn.LayerNorm(3), nn.MultiheadAttention(4, 2), nn.Linear(3, 2)
+    roles = [(Role.TOWER, tower), (Role.FRESH, fresh), (Role.CLASSIFIER, classifier)]
+    groups = parameter_groups(roles, OptimConfig())
+    found = {id(p): (group["factor"], group["weight_decay"]) for group in groups for p in group["params"]}
+    decay = OptimConfig().weight_decay
+    assert found[id(tower.weight)] == (1, decay)
+    assert found[id(tower.bias)] == (2, 0)
+    assert found[id(fresh.in_proj_weight)] == (5, decay)
+    assert found[id(fresh.in_proj_bias)] == (2, 0)
+    assert found[id(fresh.out_proj.bias)] == (2, 0)
+    assert found[id(classifier.weight)] == (5, decay)
+    assert found[id(classifier.bias)] == (5, 0)
+
+
+def test_vectors_can_be_spared_from_decay():
+    norm = nn.LayerNorm(3)
+    groups = parameter_groups([(Role.TOWER, norm)], OptimConfig(decay_vectors=False, bias_factor=1))
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0, 2)]
+
+
+def test_the_learning_rate_reaches_every_group_by_its_factor():
+    optimizer = build_optimizer([(Role.CLASSIFIER, nn.Linear(3, 2)), (Role.TOWER, nn.Linear(2, 2))], OptimConfig())
+    set_learning_rate(optimizer, 0.1)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.1, 0.2, 0.5, 0.5])
+
+
+def test_gradients_are_clipped_to_the_limit_or_left():
+    layer = nn.Linear(2, 1, bias=False)
+    for limit, expected in ((0, 5.0), (1, 1.0), (10, 5.0)):
+        layer.weight.grad = torch.tensor([[3.0, 4.0]])
+        clip_gradients(layer, limit)
+        assert layer.weight.grad.norm() == pytest.approx(expected, rel=1e-4)
