@@ -214,5 +214,5 @@ def test_annotation_file_from_elsewhere(tmp_path):
     assert locate(folder, tmp_path / "crops", tmp_path / "mine.csv") == (tmp_path / "crops", tmp_path / "mine.csv")
     with pytest.raises(InputError, match="no such annotation file"):
         locate(folder, tmp_path / "crops", tmp_path / "none.csv")
-    with pytest.raises(InputError, match="folder is not there"):
+    with pytest.raises(InputError, match="with captions of your own images"):
         locate(folder, tmp_path / "none", tmp_path / "mine.csv")

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 FIRST = 5
 """How many faulty images or identities a message names."""
 
+RANKERS = {
+    "oracle_all": "an oracle that knows every attribute a caption mentions",
+    "oracle_main": "an oracle that knows gender and main colours alone",
+    "baseline": "colour words against mean colours, nothing learnt",
+}
+
 
 def prepare(
     name: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATA_SETS)}.", show_default=False)],
@@ -81,15 +87,14 @@ def prepare(
 
 def _draw(root: Path | None, arguments: dict[str, int | None], *, workers: int, force: bool, check: bool) -> Path:
     """Draw synth-pedes where it does not stand yet, unless only a check was asked for."""
-    from tiprctl.data import synth_pedes
-    from tiprctl.data.drawing import IMAGES_PER_IDENTITY, Drawing, draw, drawing_folder
+    from tiprctl.data.drawing import Drawing, draw, drawing_folder
 
     folder = drawing_folder(root)
     if check:
         return folder
     drawing = Drawing(**{key: value for key, value in arguments.items() if value is not None})
-    with render.progress("drawing", drawing.identities * IMAGES_PER_IDENTITY, "images") as advance:
-        drawn = draw(folder, drawing, synth_pedes.generate, force=force, workers=workers, on_image=advance)
+    with render.progress("drawing", drawing.images, "images") as advance:
+        drawn = draw(folder, drawing, force=force, workers=workers, on_image=advance)
     render.note(f"Drew synth-pedes in {folder}." if drawn else f"The same synth-pedes stands in {folder} already.")
     return folder
 
@@ -140,14 +145,14 @@ def _write(dataset: DataSet, folder: Path, records: list[Record], found: Report)
     return manifest
 
 
-def _difficulty(folder: Path) -> dict[str, float]:
+def _difficulty(folder: Path) -> dict[str, Any]:
     from tiprctl.data import synth_pedes
 
     return asdict(synth_pedes.report(folder))
 
 
 def _document(
-    dataset: DataSet, folder: Path, found: Report, manifest: Manifest | None, difficulty: dict[str, float] | None
+    dataset: DataSet, folder: Path, found: Report, manifest: Manifest | None, difficulty: dict[str, Any] | None
 ) -> dict[str, Any]:
     from tiprctl.data.manifest import FILE_NAME
 
@@ -163,7 +168,7 @@ def _document(
     }
 
 
-def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficulty: dict[str, float] | None) -> None:
+def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficulty: dict[str, Any] | None) -> None:
     from tiprctl.data.checks import Fault, differs_from_published
     from tiprctl.data.manifest import FILE_NAME
 
@@ -174,17 +179,17 @@ def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficult
     ]
     render.result_table(render.table(dataset.name, columns, rows))
     if difficulty:
-        rows = [(name.replace("_", " "), f"{percent:.2f}") for name, percent in difficulty.items()]
-        render.result_table(render.table("R@1 on test, percent", ("who", ("R@1", "right")), rows))
+        rows = [(who, f"{difficulty[key]:.2f}") for key, who in RANKERS.items()]
+        render.result_table(render.table(f"how hard {difficulty['split']} is", ("who ranks", ("R@1", "right")), rows))
     for fault in Fault:
         if findings := found.of(fault):
             render.warning(f"{_plural(len(findings), fault.value)}: {_first(findings)}")
     for sentence in differs_from_published(found.sizes, dataset.published):
         render.note(sentence)
     if manifest is not None:
-        rows = manifest.captions
-        images = _plural(len(rows.drop_duplicates(["split", "path", "pid"])), "image")
-        render.note(f"Wrote {manifest.root / FILE_NAME}: {_plural(len(rows), 'caption')} of {images}.")
+        captions = manifest.captions
+        images = _plural(len(captions.drop_duplicates(["split", "path", "pid"])), "image")
+        render.note(f"Wrote {manifest.root / FILE_NAME}: {_plural(len(captions), 'caption')} of {images}.")
 
 
 def _wrong(found: Report, split: str) -> str:

@@ -68,12 +68,14 @@ def _child(folder: Path, name: str) -> Path | None:
 
 
 def _missing(dataset: DataSet, given: Path) -> InputError:
-    folder = given if given.name.lower() == dataset.folder.lower() else given / dataset.folder
-    layout = f"{dataset.annotations[0]} and imgs/ side by side in that folder"
+    file = dataset.annotations[0]
     if dataset.name == "folder":
-        folder, layout = given, f"or put {' or '.join(dataset.annotations)} in that folder"
+        remedy = "Name the images' folder with --root and the table of captions with --captions."
+        return InputError(f"There is no {file} with captions of your own images", where=given, remedy=remedy)
+    folder = given if given.name.lower() == dataset.folder.lower() else given / dataset.folder
     return InputError(
-        f"{dataset.name} is not there: no {dataset.annotations[0]}",
+        f"{dataset.name} is not there: no {file}",
         where=folder,
-        remedy=f"Where to get it: {dataset.source}. Lay it out as {layout}, or name its folder with --root.",
+        remedy=f"Where to get it: {dataset.source}. Put {file} and imgs/ side by side in that folder, or name theirs "
+        "with --root.",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tiprctl
+from tiprctl.data import synth_pedes
 from tiprctl.data.catalog import data_home
 from tiprctl.data.cuhk_pedes import SYNTH_PEDES
 from tiprctl.data.manifest import FILE_NAME
@@ -17,8 +18,6 @@ from tiprctl.files import write_text
 
 RECORD_FILE = "synth.json"
 """Beside the drawings: which arguments and version drew them, and whether they are complete."""
-
-IMAGES_PER_IDENTITY = 4
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.ids, self.val_ids, self.test_ids) < 0 or not self.identities:
+        if min(self.ids, self.val_ids, self.test_ids) < 0 or not self.images:
             raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
 
     @property
-    def identities(self) -> int:
-        """Identities in all splits."""
-        return self.ids + self.val_ids + self.test_ids
+    def images(self) -> int:
+        """Images in all splits."""
+        return (self.ids + self.val_ids + self.test_ids) * synth_pedes.IMAGES_PER_PERSON
 
     @property
     def record(self) -> dict[str, Any]:
@@ -52,12 +51,15 @@ def drawing_folder(root: Path | None) -> Path:
     return root if free or (root / RECORD_FILE).is_file() else root / SYNTH_PEDES.folder
 
 
-def draw(folder: Path, drawing: Drawing, generate: Callable[..., None], *, force: bool, **progress: Any) -> bool:
+def draw(
+    folder: Path, drawing: Drawing, *, force: bool, workers: int, on_image: Callable[[int], None] = lambda count: None
+) -> bool:
     """Draw the data set into `folder` unless the same one stands there; tells whether anything was drawn.
 
     Args:
-        generate: `tiprctl.data.synth_pedes.generate`, called with `progress`.
         force: draw again, also over a set drawn with other arguments.
+        workers: processes that draw.
+        on_image: told how many more images are done.
 
     Raises:
         InputError: other files, or a set drawn with other arguments, are in the way.
@@ -74,7 +76,7 @@ def draw(folder: Path, drawing: Drawing, generate: Callable[..., None], *, force
     # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
     write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
     (folder / FILE_NAME).unlink(missing_ok=True)
-    generate(folder, **asdict(drawing), **progress)
+    synth_pedes.generate(folder, **asdict(drawing), workers=workers, on_image=on_image)
     write_text(folder / RECORD_FILE, json.dumps(drawing.record))
     return True
 
@@ -89,7 +91,8 @@ def _standing(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        return {**record, "complete": bool(record["complete"])}
+        whole = record["complete"] is True and (folder / SYNTH_PEDES.annotations[0]).is_file()
+        return {**record, "complete": whole}
     except (ValueError, TypeError, KeyError) as error:
         remedy = "Remove the folder, then draw it again."
         raise InputError("The record of the drawings is damaged", where=file, remedy=remedy) from error

@@ -95,5 +95,5 @@ FOLDER = DataSet(
     folder="folder",
     annotations=("captions.csv", "captions.jsonl"),
     read=read,
-    source="it is made of your own images: name their folder with --root and the captions with --captions",
+    source="your own images",
 )
