@@ -15,7 +15,7 @@ from tiprctl.data.synth_pedes.figure import Pose, draw_person
 from tiprctl.data.synth_pedes.people import VIEWS, Person, hidden_attributes, sample_person
 from tiprctl.data.synth_pedes.scenery import Size, draw_background, draw_occluder, hide_feet
 
-_FINE = 2
+_FINE = 3
 """Drawn so many times larger than the image and then averaged: smooth edges."""
 
 
@@ -117,7 +117,7 @@ def _develop(image: Image.Image, rng: Random) -> bytes:
     pixels = np.asarray(image, np.float32)
     slope = np.linspace(-1, 1, image.width, dtype=np.float32)[None, :, None] * np.float32(rng.uniform(-0.12, 0.12))
     pixels = (pixels + np.float32(rng.uniform(-4, 14))) * (gain * (1 + slope))
-    pixels += _grain(image.size, rng) * np.float32(rng.uniform(0.5, 6.0))
+    pixels += _grain(image.size, rng) * np.float32(rng.uniform(0.5, 4.5))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     stream = BytesIO()
     image.save(stream, "JPEG", quality=rng.randint(55, 92))

@@ -43,6 +43,7 @@ class _Figure:
     def __init__(self, brush: Brush, person: Person, pose: Pose):
         self.brush, self.person, self.pose = brush, person, pose
         self.skin = person.skin
+        self.lips = (186, 62, 70) if person.gender == "woman" else tone(person.skin, 0.62)
         self.hair = self.skin if person.hair_colour is None else HAIR_COLOURS[person.hair_colour]
         rng = Random(person.dye)
         self.top, self.pattern, self.outer, self.bottom, self.shoes, self.bag, self.carried, self.hat = (
@@ -69,7 +70,9 @@ class _Figure:
         else:
             self.brush.limb(joints, (0.082, 0.058, 0.042), self.skin)
         if bottom == "shorts":
-            self.brush.limb((hip, _between(hip, knee, 0.85)), (0.1, 0.094), self.bottom)
+            self.brush.limb(
+                (hip, _between(hip, knee, 0.4), _between(hip, knee, 0.82)), (0.092, 0.088, 0.08), self.bottom
+            )
         if self.person.shoes == "boots":
             self.brush.limb((_between(knee, ankle, 0.42), ankle), (0.068, 0.056), self.shoes)
 
@@ -360,7 +363,7 @@ class _FacingFigure(_Figure):
             brush.dome(0, 0.062, 0.052, 0.03, self.hair)
         for side in (-1, 1):
             brush.oval(side * 0.021, 0.094, 0.0075, 0.0085, _DARK)
-        brush.stroke([(-0.014, 0.133), (0.014, 0.133)], 0.008, tone(self.skin, 0.62))
+        brush.stroke([(-0.014, 0.133), (0.014, 0.133)], 0.01, self.lips)
         if person.glasses is not None:
             _glasses(brush, (-0.024, 0.024), person.glasses)
         self.head_cover(0, 0)
@@ -500,7 +503,7 @@ class _SideFigure(_Figure):
             brush.oval(-0.022, 0.095, 0.02, 0.034, self.hair)
         brush.oval(-0.014, 0.104, 0.011, 0.015, tone(self.skin, 0.86))
         brush.oval(0.044, 0.092, 0.0075, 0.0085, _DARK)
-        brush.stroke([(0.042, 0.133), (0.06, 0.132)], 0.008, tone(self.skin, 0.62))
+        brush.stroke([(0.042, 0.133), (0.06, 0.132)], 0.01, self.lips)
         if self.person.glasses is not None:
             _glasses(brush, (0.044,), self.person.glasses)
             brush.stroke([(-0.01, 0.09), (0.03, 0.092)], 0.009, _DARK)

@@ -94,8 +94,8 @@ _CLOSINGS = (
 )
 _LONG = 38
 _PLURAL = ("trousers", "shorts", "shoes", "boots")
-_MISTAKE_RATE = _TYPO_RATE = 0.035
-_SHORT_RATE = 0.03
+_MISTAKE_RATE = _TYPO_RATE = 0.045
+_SHORT_RATE = 0.05
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Writer:
         self.said: dict[str, str] = {}
         colours = [name for name in seen if name.endswith("_colour")]
         self.misread = rng.choice(colours) if colours and rng.random() < _MISTAKE_RATE else None
-        gendered = self.chance(0.94)
+        gendered = self.chance(0.96)
         self.noun = self.word("gender") if gendered else rng.choice(_ANYONE)
         self.pronoun, self.possessive = f"the {self.noun}", "their"
         if gendered:
@@ -156,8 +156,12 @@ class _Writer:
         return self.rng.choice(words[self.tell(name)])
 
     def short(self) -> str:
-        """A few words: who, in what."""
-        return _sentence(f"{_a(self.noun)} in {_list(self._outfit())}")
+        """A few words: who, in what; often one garment alone."""
+        garments = [self._outer] if "outer" in self.seen else [self._top]
+        if "bottom" in self.seen:
+            garments.append(lambda: self._plain("bottom"))
+        told = self.rng.sample(garments, self.rng.randint(1, len(garments)))
+        return _sentence(f"{_a(self.noun)} in {_list([tell() for tell in told])}")
 
     def full(self) -> str:
         """One to four sentences in one of several plans."""
@@ -214,11 +218,11 @@ class _Writer:
     def _outfit(self) -> list[str]:
         """The large garments in either order, sometimes with the shoes."""
         garments = []
-        if "outer" in self.seen and self.chance(0.97):
+        if "outer" in self.seen and self.chance(0.98):
             garments.append(self._outer())
         elif "top" in self.seen and ("outer" not in self.seen or self.chance(0.5)):
             garments.append(self._top())
-        if "bottom" in self.seen and (not garments or self.chance(0.96)):
+        if "bottom" in self.seen and (not garments or self.chance(0.98)):
             garments.append(self._plain("bottom"))
         if self.chance(0.25):
             garments.reverse()
@@ -232,7 +236,7 @@ class _Writer:
             words = {"open": ("open", "unbuttoned"), "closed": ("buttoned-up", "closed")}
             closure = self.rng.choice(words[self.tell("closure")]) + " "
         coat = _a(f"{closure}{self.word('outer_colour')} {self.word('outer')}")
-        if "top_colour" not in self.seen or self.chance(0.1):
+        if "top_colour" not in self.seen or self.chance(0.04):
             return coat
         top = self._top()
         return self.rng.choice((f"{coat} over {top}", f"{coat} over {top}", f"{coat} with {top} underneath"))
