@@ -24,10 +24,16 @@ _BATCHES_AHEAD = 2
 class Embedder(Protocol):
     """What the gallery asks of a model: images and sentences to vectors of one space, rows of unit norm."""
 
-    fingerprint: str
-    description: str
     width: int
     image_size: tuple[int, int]
+
+    @property
+    def description(self) -> str:
+        """Which model it is, for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the vectors could; the cache is keyed by it."""
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 `(B, H, W, 3)` to float32 `(B, width)`."""
