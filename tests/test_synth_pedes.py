@@ -25,7 +25,7 @@ from tiprctl.data.synth_pedes.people import (
     hidden_attributes,
     unique_people,
 )
-from tiprctl.data.synth_pedes.wording import COLOUR_WORDS, HAIR_WORDS, THING_WORDS, describe
+from tiprctl.data.synth_pedes.wording import COLOUR_WORDS, HAIR_WORDS, THING_WORDS, _misspell, describe
 from tiprctl.errors import InputError, UsageError
 from tiprctl.tokenizer import default_tokenizer
 
@@ -184,6 +184,14 @@ def test_mistakes_and_typos_are_a_few_per_cent(told):
     assert 0.02 < misspelt < 0.06
 
 
+def test_a_typo_changes_one_word_and_spares_short_ones():
+    text = "A woman in a red coat."
+    for seed in range(50):
+        before, after = text.split(), _misspell(text, Random(seed)).split()
+        assert [word for word in before if word not in after] == ["woman"]
+    assert _misspell("A man in a red top.", Random(0)) == "A man in a red top."
+
+
 def test_captions_are_as_long_as_the_real_ones_and_fit_the_context(told):
     texts = [caption.text for *_, caption in told]
     words = [len(text.split()) for text in texts]
@@ -257,7 +265,8 @@ def test_a_former_rendering_is_replaced_whole(tmp_path):
     assert len(contents(tmp_path)) == 4 + 2
 
 
-def test_an_interrupted_rendering_leaves_the_former_one(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_rendering_leaves_the_former_one(tmp_path, workers):
     generate(tmp_path, **TINY, workers=1)
     before = contents(tmp_path)
 
@@ -265,7 +274,7 @@ def test_an_interrupted_rendering_leaves_the_former_one(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path, **TINY, seed=9, workers=1, on_image=interrupt)
+        generate(tmp_path, ids=60, seed=9, workers=workers, on_image=interrupt)
     assert contents(tmp_path) == before
 
 
@@ -280,9 +289,9 @@ def test_another_data_set_is_never_replaced(tmp_path):
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--ids must be at least 1, not 0"):
-        generate(tmp_path, ids=0)
-    with pytest.raises(UsageError, match="--val-ids must be at least 0, not -1"):
+    with pytest.raises(UsageError, match="nobody to draw"):
+        generate(tmp_path, ids=0, val_ids=0, test_ids=0)
+    with pytest.raises(UsageError, match="--val-ids must not be negative: -1"):
         generate(tmp_path, val_ids=-1)
     with pytest.raises(UsageError, match="workers must be at least 1"):
         generate(tmp_path, workers=0)

@@ -9,7 +9,10 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +22,7 @@ from tiprctl.data.synth_pedes.camera import photograph, sample_shots
 from tiprctl.data.synth_pedes.oracle import ANNOTATIONS, ATTRIBUTE_FILE
 from tiprctl.data.synth_pedes.people import Person, unique_people
 from tiprctl.data.synth_pedes.wording import describe
-from tiprctl.errors import InputError, UsageError
+from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import write_text
 
 IMAGES_PER_PERSON, CAPTIONS_PER_IMAGE = 4, 2
@@ -67,16 +70,20 @@ def generate(
     Raises:
         UsageError: a number that makes no sense.
         InputError: `root` holds another data set or cannot be written.
+        TiprError: a process was killed.
     """
     _check_numbers(ids, val_ids, test_ids, workers)
     root = Path(root)
     _check_vacant(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".rendering-") as folder:
+        with (
+            tempfile.TemporaryDirectory(dir=root, prefix=".rendering-") as folder,
+            _processes(workers or _cores()) as over_all,
+        ):
             jobs = _jobs(ids, val_ids, test_ids, seed, Path(folder) / "imgs")
             records, people, images = [], {}, {}
-            for job, (rendered, told) in zip(jobs, _render_all(jobs, workers or _cores()), strict=True):
+            for job, (rendered, told) in zip(jobs, over_all(_render, jobs), strict=True):
                 records += rendered
                 people[str(job.pid)] = job.person.attributes()
                 images |= told
@@ -92,11 +99,15 @@ def generate(
 
 
 def _check_numbers(ids: int, val_ids: int, test_ids: int, workers: int | None) -> None:
-    for option, value, least in (("--ids", ids, 1), ("--val-ids", val_ids, 0), ("--test-ids", test_ids, 0)):
-        if value < least:
-            raise UsageError(f"{option} must be at least {least}, not {value}", where=option)
+    for option, value in (("--ids", ids), ("--val-ids", val_ids), ("--test-ids", test_ids)):
+        if value < 0:
+            raise UsageError(f"{option} must not be negative: {value}", remedy="Give a number from 0 up.")
+    if not ids + val_ids + test_ids:
+        raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
     if workers is not None and workers < 1:
-        raise UsageError(f"The number of workers must be at least 1, not {workers}", where="--workers")
+        raise UsageError(
+            f"The number of workers must be at least 1, not {workers}", remedy="Leave --workers out for all cores."
+        )
 
 
 def _check_vacant(root: Path) -> None:
@@ -129,17 +140,23 @@ def _jobs(ids: int, val_ids: int, test_ids: int, seed: int, folder: Path) -> lis
     ]
 
 
-def _render_all(jobs: list[_Job], workers: int) -> Iterator[tuple[list[dict], dict[str, dict]]]:
-    """The results of all jobs in their order."""
+@contextmanager
+def _processes(workers: int) -> Iterator[Callable]:
+    """A `map` over so many processes; when the block ends, none of them writes any more."""
     if workers == 1:
-        yield from map(_render, jobs)
+        yield map
         return
     # Fresh processes, since forking a process that runs threads (torch has them) may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
         try:
-            yield from pool.map(_render, jobs, chunksize=_CHUNK)
+            yield partial(pool.map, chunksize=_CHUNK)
+        except BrokenProcessPool as error:
+            raise TiprError(
+                "A process that draws was ended from outside, perhaps for want of memory",
+                remedy="Free some memory, or draw with fewer processes: --workers 1.",
+            ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _ignore_interrupts() -> None:

@@ -119,9 +119,8 @@ def describe(person: Person, hidden: frozenset[str], view: str, rng: Random) -> 
     writer = _Writer(seen, view, rng)
     text = writer.short() if rng.random() < _SHORT_RATE else writer.full()
     mistakes = tuple(name for name, value in writer.said.items() if value != seen[name])
-    if rng.random() < _TYPO_RATE:
-        return Caption(_misspell(text, rng), writer.said, (*mistakes, "typo"))
-    return Caption(text, writer.said, mistakes)
+    misspelt = _misspell(text, rng) if rng.random() < _TYPO_RATE else text
+    return Caption(misspelt, writer.said, mistakes if misspelt == text else (*mistakes, "typo"))
 
 
 class _Writer:
@@ -325,9 +324,12 @@ def _sentence(words: str) -> str:
 
 
 def _misspell(text: str, rng: Random) -> str:
-    """`text` with two inner letters of a longer word exchanged, or one left out."""
+    """`text` with two inner letters of a longer word exchanged, or one left out; as it is where all are short."""
     words = text.split(" ")
-    index = rng.choice([index for index, word in enumerate(words) if len(word.strip(".,")) >= 5])
+    longer = [index for index, word in enumerate(words) if len(word.strip(".,")) >= 5]
+    if not longer:
+        return text
+    index = rng.choice(longer)
     word, spot = words[index], rng.randint(1, len(words[index].strip(".,")) - 3)
     swapped = word[:spot] + word[spot + 1] + word[spot] + word[spot + 2 :]
     words[index] = word[:spot] + word[spot + 1 :] if swapped == word or rng.random() < 0.5 else swapped
