@@ -220,9 +220,14 @@ def test_interrupted_drawing_is_taken_up_again(tmp_path, drawings, monkeypatch):
         assert run("synth-pedes", "--root", root).exit_code == 130
     assert run("synth-pedes", "--root", root).exit_code == 0
     assert len(drawings) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(synth_pedes, "generate", stop)
+        assert run("synth-pedes", "--root", root, "--force").exit_code == 130
+    assert manifests(root) == [], "it spoke of the former drawings"
+    assert run("synth-pedes", "--root", root).exit_code == 0
     (root / "reid_raw.json").unlink()
     assert run("synth-pedes", "--root", root).exit_code == 0
-    assert len(drawings) == 3
+    assert len(drawings) == 5
 
 
 def test_synth_pedes_never_draws_over_other_files(cuhk_root, drawings):

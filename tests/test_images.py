@@ -105,18 +105,17 @@ def test_load_pixels_is_antialiased_and_writable(tmp_path):
     loaded[0, 0] = 1
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_large_jpeg_at_reduced_scale_is_close_to_the_full_decoding(tmp_path, orientation):
+@pytest.mark.parametrize(("orientation", "size"), [(1, (64, 32)), (6, (32, 64)), (6, (64, 16))])
+def test_large_jpeg_at_reduced_scale_is_close_to_the_full_decoding(tmp_path, orientation, size):
+    """Detail as fine as the target: decoding at exactly the target's size would differ by several levels."""
     rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (16, 8, 3), np.uint8)).resize((256, 512), Image.Resampling.BICUBIC)
+    detailed = Image.fromarray(rng.integers(0, 256, (128, 64, 3), np.uint8)).resize((256, 512))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    coarse.save(tmp_path / "a.jpg", quality=90, exif=exif)
-    size = (64, 32) if orientation == 1 else (32, 64)
+    detailed.save(tmp_path / "a.jpg", quality=90, exif=exif)
     full = open_image(tmp_path / "a.jpg").resize(size[::-1], Image.Resampling.BILINEAR)
     difference = np.abs(load_pixels(tmp_path / "a.jpg", size).astype(int) - np.asarray(full, int))
-    assert difference.mean() < 1.5
-    assert difference.max() <= 12
+    assert 0 < difference.mean() < 2.5
 
 
 def test_truncated_jpeg(tmp_path, pixels):
