@@ -47,7 +47,7 @@ def load_pixels(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     """An image file's upright pixels, uint8 `(H, W, 3)`, resized to `size` = (H, W) by antialiased bilinear filtering.
 
     A JPEG at least four times larger than `size` in both directions is decoded at half, quarter or eighth scale,
-    never below twice `size`: much quicker, and the result differs from a full decoding by one or two grey levels on average.
+    never below twice `size`: much quicker, and the result is within two grey levels of a full decoding on average.
 
     Raises:
         ImageError: as `open_image`.
