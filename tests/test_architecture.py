@@ -11,8 +11,17 @@ PACKAGE = Path(__file__).parent.parent / "tiprctl"
 
 # From the ground up; a module belongs to the longest prefix that fits it.
 FLOORS = (
-    ("tiprctl.losses", "tiprctl.metrics", "tiprctl.tokenizer", "tiprctl.errors", "tiprctl.files", "tiprctl.images")
-    + ("tiprctl.pixels", "tiprctl.precision", "tiprctl.interrupt"),
+    (
+        "tiprctl.losses",
+        "tiprctl.metrics",
+        "tiprctl.tokenizer",
+        "tiprctl.errors",
+        "tiprctl.files",
+        "tiprctl.images",
+        "tiprctl.pixels",
+        "tiprctl.precision",
+        "tiprctl.interrupt",
+    ),
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
     ("tiprctl.recipes", "tiprctl.evaluation"),

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_by_step_the_schedule_is_smooth_and_ends_at_zero():
     assert factors[50] == pytest.approx(0.5)
     assert max(factors) == factors[100] == pytest.approx(1)
     assert factors[-1] == pytest.approx(0)
-    assert max(abs(a - b) for a, b in zip(factors, factors[1:])) < 0.011
+    assert max(abs(a - b) for a, b in itertools.pairwise(factors)) < 0.011
 
 
 def test_roles_give_every_parameter_its_rate_and_decay():

@@ -1,0 +1,109 @@
+import pytest
+import tiny
+import torch
+
+from tiprctl.errors import UsageError
+from tiprctl.models.clip import Clip
+from tiprctl.models.encodings import ImageMask, Needs, encode
+from tiprctl.models.masking import grey, random_keep
+from tiprctl.objectives.base import Objective, ObjectiveOutput
+from tiprctl.objectives.composition import Composition
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+class MaskedView(Objective):
+    """A test's objective that reads the masked image."""
+
+    def __init__(self, mask):
+        torch.nn.Module.__init__(self)
+        self.mask = mask
+
+    def needs(self):
+        return Needs(masked_image=self.mask)
+
+    def forward(self, enc, batch):
+        return ObjectiveOutput(enc.masked_image_tokens.square().mean(), {"kept": torch.tensor(enc.kept.shape[1])})
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts how often each tower runs."""
+    counted = []
+    for name in ("encode_image", "encode_text"):
+        original = getattr(Clip, name)
+
+        def spy(self, *args, name=name, original=original, **kwargs):
+            counted.append((name, "masked" if kwargs.get("keep") is not None else "whole"))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Clip, name, spy)
+    return counted
+
+
+def test_each_view_is_encoded_once_however_many_objectives_read_it(passes):
+    composition = Composition(tiny.encoder(), tiny.objectives("sdm", "itc", "id", "triplet"), identities=3)
+    composition(tiny.batch(), 0.0, generator())
+    assert sorted(passes) == [("encode_image", "whole"), ("encode_text", "whole")]
+
+
+def test_two_objectives_share_one_masked_view(passes):
+    composition = Composition(tiny.encoder(), tiny.objectives("sdm", "id", "triplet"), identities=3)
+    for name in ("id", "triplet"):
+        composition.objectives[name] = MaskedView(ImageMask(0.75))
+    losses = composition(tiny.batch(), 0.0, generator())
+    assert sorted(passes) == [("encode_image", "masked"), ("encode_image", "whole"), ("encode_text", "whole")]
+    assert losses.parts["id/kept"] == 2
+
+
+def test_similarities_are_computed_once(monkeypatch):
+    import tiprctl.models.encodings as module
+
+    calls = []
+    original = module.cosine_similarity
+    monkeypatch.setattr(module, "cosine_similarity", lambda *args: calls.append(1) or original(*args))
+    composition = Composition(tiny.encoder(), tiny.objectives("sdm", "itc", "triplet"), identities=3)
+    composition(tiny.batch(), 0.0, generator())
+    assert len(calls) == 1
+
+
+def test_needs_merge_and_conflict_by_name():
+    mask = Needs(masked_image=ImageMask(0.7))
+    assert Needs().merge(mask) == mask.merge(Needs()) == mask.merge(mask) == mask
+    with pytest.raises(UsageError, match=r"ImageMask\(ratio=0.7.*ImageMask\(ratio=0.5"):
+        mask.merge(Needs(masked_image=ImageMask(0.5)))
+
+
+def test_global_features_are_the_class_and_the_end_token():
+    encoder, batch = tiny.encoder(), tiny.batch()
+    batch.token_ids[0, 4:] = torch.tensor([99, 0, 0, 0, 0])
+    encodings = encode(encoder, batch.pixels, batch.token_ids, Needs(), generator())
+    assert torch.equal(encodings.image, encodings.image_tokens[:, 0])
+    assert torch.equal(encodings.text[0], encodings.text_tokens[0, 4])
+    assert torch.equal(encodings.text[1], encodings.text_tokens[1, 8])
+    torch.testing.assert_close(encoder.image_features(batch.pixels), encodings.image)
+    torch.testing.assert_close(encoder.text_features(batch.token_ids), encodings.text)
+
+
+def test_the_masked_view_is_the_grey_image_at_the_kept_patches():
+    encoder, batch = tiny.encoder(), tiny.batch()
+    encodings = encode(encoder, batch.pixels, batch.token_ids, Needs(masked_image=ImageMask(0.5)), generator())
+    expected = encoder.clip.encode_image(grey(batch.pixels), keep=encodings.kept)
+    torch.testing.assert_close(encodings.masked_image_tokens, expected)
+    assert encodings.kept.shape == (6, 4)
+
+
+def test_kept_patches_are_drawn_per_image_evenly_and_in_order():
+    kept = random_keep(2000, 8, 0.75, generator=generator(), device=torch.device("cpu"))
+    assert kept.shape == (2000, 2)
+    assert (kept[:, 0] < kept[:, 1]).all()
+    counts = kept.flatten().bincount(minlength=8)
+    assert counts.min() > 420
+    assert counts.max() < 580
+
+
+def test_grey_weighs_the_channels():
+    image = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    assert grey(image).flatten().tolist() == pytest.approx([0.2989 + 2 * 0.5870 + 4 * 0.1140] * 3)

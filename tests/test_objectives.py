@@ -1,0 +1,94 @@
+import pytest
+import tiny
+import torch
+
+from tiprctl.config import ObjectiveConfig
+from tiprctl.errors import UsageError
+from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, sdm_loss, triplet_loss
+from tiprctl.objectives import OBJECTIVES, find_objective
+from tiprctl.objectives.base import Role
+from tiprctl.objectives.composition import Composition
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def compose(*configs):
+    return Composition(tiny.encoder(), configs, identities=3)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_table_names_each_objective_as_it_names_itself(name):
+    assert find_objective(name).name == name
+
+
+def test_losses_are_the_pure_functions_on_the_shared_features():
+    batch = tiny.batch()
+    composition = compose(*tiny.objectives("sdm", "itc", "id", "triplet"))
+    parts = composition(batch, 0.0, generator()).parts
+    image, text = composition.encoder.image_features(batch.pixels), composition.encoder.text_features(batch.token_ids)
+    similarity, classify = cosine_similarity(image, text), composition.objectives["id"].classifier
+    torch.testing.assert_close(parts["sdm"], sdm_loss(similarity, batch.pids, logit_scale=50).detach())
+    torch.testing.assert_close(parts["itc"], itc_loss(similarity, logit_scale=1 / 0.07).detach())
+    torch.testing.assert_close(parts["triplet"], triplet_loss(similarity, batch.pids, margin=0.05).detach())
+    torch.testing.assert_close(parts["id"], identity_loss(classify(image), classify(text), batch.pids).detach())
+
+
+def test_the_total_weighs_the_parts():
+    composition = compose(ObjectiveConfig(name="sdm", weight=2), ObjectiveConfig(name="triplet", weight=10))
+    losses = composition(tiny.batch(), 0.0, generator())
+    torch.testing.assert_close(losses.total.detach(), 2 * losses.parts["sdm"] + 10 * losses.parts["triplet"])
+
+
+def test_objectives_take_part_in_their_share_of_the_training():
+    composition = compose(ObjectiveConfig(name="itc", stop=0.4), ObjectiveConfig(name="sdm", start=0.4))
+    names = [set(composition(tiny.batch(), at, generator()).parts) for at in (0.0, 0.39, 0.4, 0.99)]
+    assert names == [{"itc", "itc/logit_scale"}] * 2 + [{"sdm"}] * 2
+
+
+def test_gradients_reach_both_towers_and_the_objectives_own_parameters():
+    composition = compose(*tiny.objectives("sdm", "itc", "id"))
+    composition(tiny.batch(), 0.0, generator()).total.backward()
+    missing = [name for name, parameter in composition.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+def test_the_contrast_temperature_is_learned_and_bounded():
+    composition = compose(*tiny.objectives("itc"))
+    with torch.no_grad():
+        composition.objectives["itc"].log_scale.fill_(10.0)
+    assert composition(tiny.batch(), 0.0, generator()).parts["itc/logit_scale"] == 100
+
+
+def test_owners_declare_the_roles_of_all_parameters_exactly_once():
+    composition = compose(*tiny.objectives("sdm", "itc", "id"))
+    declared = [(role, id(p)) for role, module in composition.roles() for p in module.parameters()]
+    assert sorted(i for _, i in declared) == sorted(id(p) for p in composition.parameters())
+    roles = dict((i, role) for role, i in declared)
+    assert roles[id(composition.objectives["id"].classifier.bias)] is Role.CLASSIFIER
+    assert roles[id(composition.objectives["itc"].log_scale)] is Role.FRESH
+    assert roles[id(composition.encoder.clip.text_projection)] is Role.TOWER
+
+
+def test_options_are_validated_with_the_objectives_name():
+    with pytest.raises(UsageError) as raised:
+        compose(ObjectiveConfig(name="triplet", options={"margin": -1, "sharpness": 3}))
+    assert "triplet" in str(raised.value)
+    assert "margin" in str(raised.value)
+    assert "sharpness" in str(raised.value)
+
+
+@pytest.mark.parametrize("pids", [[0, 0, 0, 0], [0, 1, 2, 0]])
+def test_a_batch_of_one_identity_or_of_mixed_ones_gives_finite_losses(pids):
+    batch = tiny.batch(size=4)
+    batch.pids = torch.tensor(pids)
+    losses = compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator())
+    assert torch.isfinite(losses.total)
+
+
+def test_the_batch_is_unchanged():
+    batch, before = tiny.batch(), tiny.batch()
+    compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator()).total.backward()
+    for field in ("pixels", "token_ids", "pids"):
+        assert torch.equal(getattr(batch, field), getattr(before, field))
