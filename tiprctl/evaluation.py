@@ -46,10 +46,9 @@ class SplitFeatures:
 class EvaluationData:
     """A split made ready once and measured as often as wanted: captions tokenised, images in memory if they fit."""
 
-    def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int = 0):
+    def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int | None = None):
         self.split = split
-        self.images = DecodedImages(split.image_paths, image_size)
-        self.workers = workers
+        self.images = DecodedImages(split.image_paths, image_size, workers=workers)
         token_ids = default_tokenizer()(split.captions)
         self.token_ids = torch.from_numpy(token_ids)
         self.lengths = token_ids.argmax(axis=1) + 1
@@ -61,10 +60,9 @@ class EvaluationData:
 
     def encode(self, embedder: Embedder, on_items: OnItems = _ignore) -> SplitFeatures:
         """Encode the split; `on_items` is told how many more images or captions are done."""
-        if self.images.kept is None and self.images.fits_memory:
-            self.images.keep(workers=self.workers)
+        self.images.keep_if_small()
         image = []
-        for pixels in self.images.in_batches(IMAGE_BATCH, workers=self.workers):
+        for pixels in self.images.in_order(IMAGE_BATCH):
             image.append(embedder.image_features(pixels))
             on_items(len(pixels))
         return SplitFeatures(torch.cat(image), self._encode_captions(embedder, on_items))
@@ -88,7 +86,7 @@ def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _igno
 
 def score(features: SplitFeatures, split: Split) -> Evaluation:
     """The figures of given features."""
-    image_pids, caption_pids = torch.from_numpy(split.image_pids), torch.from_numpy(split.caption_pids)
+    image_pids, caption_pids = torch.tensor(split.image_pids), torch.tensor(split.caption_pids)
     return Evaluation(
         split=split.name,
         images=len(image_pids),

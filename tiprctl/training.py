@@ -119,7 +119,7 @@ class Trainer:
         config: the resolved configuration.
         manifest: the data; its `train` split is learned from, the selection split is measured after each epoch.
         folder: the run's folder. Where it holds an unfinished run, that one is continued.
-        workers: processes that decode images, where they do not fit in memory.
+        workers: processes that decode images, where they do not fit in memory; None takes the cores.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Trainer:
         folder: Path,
         *,
         device: torch.device,
-        workers: int = 0,
+        workers: int | None = None,
         listener: Listener | None = None,
     ):
         self.config = config
@@ -155,13 +155,12 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         started = time.perf_counter()
-        steps = len(self.batches)
+        steps = self.batches.steps
         done = self.progress.epoch * steps + self.progress.step
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / RUN).is_file():
             write_json(self.folder / RUN, self._description())
-        if self.batches.images.fits_memory:
-            self.batches.images.keep(workers=self.workers)
+        self.batches.images.keep_if_small()
         judge = self._judge()
         self.listener.on_start(config=self.config, folder=self.folder, steps=steps * self.config.epochs, done=done)
         with stop_signal() as stopped:
@@ -202,14 +201,14 @@ class Trainer:
             self.listener.on_step(len(batch.pids))
             if len(pending) == CHECK_EVERY or stopped:
                 self._look(pending)
-            if stopped and self.progress.step < len(self.batches):
+            if stopped and self.progress.step < self.batches.steps:
                 return False
         self._look(pending)
         return True
 
     def _step(self, batch: Any) -> Losses:
         """One descent on one batch."""
-        progress, steps = self.progress, len(self.batches)
+        progress, steps = self.progress, self.batches.steps
         epochs_done = progress.epoch + progress.step / steps
         self.rate = self.config.optim.lr * schedule_factor(epochs_done, self.config.epochs, self.config.optim)
         set_learning_rate(self.optimizer, self.rate)
@@ -231,7 +230,7 @@ class Trainer:
             values = dict(zip(parts, torch.stack([value.float() for value in parts.values()]).tolist()))
             for name, value in values.items():
                 if not math.isfinite(value):
-                    step = self.progress.epoch * len(self.batches) + first + offset + 1
+                    step = self.progress.epoch * self.batches.steps + first + offset + 1
                     raise TrainingError(
                         f"The loss {name} is {value} at step {step} (epoch {self.progress.epoch + 1})",
                         where=self.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,13 @@ SETTINGS_FILE = Path("tiprctl.toml")
 class Program(TyperGroup):
     """The group of commands: turns errors into messages and exit codes, for the shell and for tests alike."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        for parameter in command.params if command else []:
+            # Every option has its variable; naming each in the help would bury the help.
+            parameter.show_envvar = False
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -29,7 +37,7 @@ class Program(TyperGroup):
         except KeyboardInterrupt as interrupt:
             render.note("Interrupted.")
             raise typer.Exit(130) from interrupt
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as fault:
             if _is_usage(fault):
@@ -42,6 +50,7 @@ app = typer.Typer(
     cls=Program,
     name="tiprctl",
     help="Describe a person in a sentence; get the matching crops of a gallery, ranked.",
+    epilog="Each option can also be set by a variable, as in TIPRCTL_TRAIN_EPOCHS=5, or in ./tiprctl.toml.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings=SHARED_SETTINGS,
@@ -85,6 +94,10 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _register() -> None:

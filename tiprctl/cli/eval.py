@@ -23,16 +23,16 @@ DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → tex
 
 def evaluate(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Run folders, checkpoint files or tags. [default: runs/latest]")
+        list[str] | None, typer.Argument(help="Run folders, checkpoint files or tags.", show_default="runs/latest")
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Data set, repeatable. [default: the run's own]")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Data set, repeatable.", show_default="the run's own")] = None,
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
     save_ranks: Annotated[
         Path | None, typer.Option(help="Write the first 10 ranks of each query here, one JSON line a query.")
     ] = None,
     json: Json = False,
     root: Root = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     device: Device = None,
 ) -> None:
     """Measure R@1/5/10, mAP and mINP, both ways, in percent.
@@ -50,7 +50,7 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    rows = [row for model in models for row in _measure(model, data, root, split, device, workers or 0, save_ranks)]
+    rows = [row for model in models for row in _measure(model, data, root, split, device, workers, save_ranks)]
     datasets = list(dict.fromkeys(row["data"] for row in rows))
     if json:
         published = {name: [_published_row(row) for row in PUBLISHED.get(name, ())] for name in datasets}
@@ -67,7 +67,7 @@ def _measure(
     root: Path | None,
     split: str,
     device: str | None,
-    workers: int,
+    workers: int | None,
     save_ranks: Path | None,
 ) -> list[dict[str, Any]]:
     """One row for each data set and direction."""

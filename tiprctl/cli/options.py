@@ -17,11 +17,17 @@ SHARED_SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": 
 
 Root = Annotated[
     Path | None,
-    typer.Option("--root", help="Folder of the data set, or of all data sets. [default: $TIPRCTL_DATA, else ./data]"),
+    typer.Option(
+        "--root", help="Folder of the data set, or of all data sets.", show_default="$TIPRCTL_DATA, else ./data"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … [default: cuda where there is one]")]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read and decode images.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …", show_default="cuda where there is one")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="How many decode images at once.", show_default="the cores")
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness.")]
 
 

@@ -34,7 +34,7 @@ class SelectOn(StrEnum):
 
 def train(
     data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A method. [default: the data set's own]")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A method.", show_default="the data set's own")] = None,
     aux: Annotated[str | None, typer.Option(help="Objectives to add, separated by commas.")] = None,
     losses: Annotated[str | None, typer.Option(help="Objectives to take instead of the recipe's.")] = None,
     model: Annotated[str | None, typer.Option(help="Size of the encoder: tiny, ViT-B-16, ViT-B-32, ViT-L-14.")] = None,
@@ -49,14 +49,15 @@ def train(
         Amp | None, typer.Option(help="Mixed precision; auto: bf16 or fp16 on CUDA, off on the CPU.")
     ] = None,
     select_on: Annotated[
-        SelectOn | None, typer.Option(help="Split that chooses the epoch. [default: val; last where there is none]")
+        SelectOn | None,
+        typer.Option(help="Split that chooses the epoch.", show_default="val; last where there is none"),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run; its own settings hold.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The run's folder. [default: runs/<data>-<recipe>-<time>]")
+        Path | None, typer.Option(help="The run's folder.", show_default="runs/<data>-<recipe>-<time>")
     ] = None,
     root: Root = None,
-    workers: Workers = 0,
+    workers: Workers = None,
     device: Device = None,
 ) -> None:
     """Train a model on a prepared data set.
@@ -94,7 +95,7 @@ def train(
 
     render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
     with TrainingView() as view:
-        trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers or 0, listener=view)
+        trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers, listener=view)
         result = trainer.run()
     _report(result)
 

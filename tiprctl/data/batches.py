@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from tiprctl.config import TrainConfig
-from tiprctl.data.decoding import DecodedImages, loader_options
+from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.data.samplers import epoch_batches
 from tiprctl.data.transforms import augment
@@ -34,10 +34,9 @@ class Batch:
 class TrainingBatches:
     """The batches of a training split, the same for the same seed, epoch and step whatever happened before."""
 
-    def __init__(self, split: Split, config: TrainConfig, tokenizer: Tokenizer, *, workers: int = 0):
+    def __init__(self, split: Split, config: TrainConfig, tokenizer: Tokenizer, *, workers: int | None = None):
         self.config = config
-        self.workers = workers
-        self.images = DecodedImages(split.image_paths, config.model.image_size)
+        self.images = DecodedImages(split.image_paths, config.model.image_size, workers=workers)
         self.caption_images = split.caption_images
         self.pids = _labels(split.caption_pids)
         token_ids = tokenizer(split.captions)
@@ -48,7 +47,8 @@ class TrainingBatches:
     def identities(self) -> int:
         return int(self.pids.max()) + 1
 
-    def __len__(self) -> int:
+    @cached_property
+    def steps(self) -> int:
         """Batches an epoch."""
         return len(self._indices(epoch=0))
 
@@ -56,7 +56,8 @@ class TrainingBatches:
         """The batches of `epoch` (from 0) on `device`, without the first `skip`."""
         config = self.config
         batches = self._indices(epoch)[skip:]
-        for step, (indices, pixels) in enumerate(self._with_pixels(batches), start=skip):
+        images = self.images.batches([self.caption_images[indices] for indices in batches])
+        for step, (indices, pixels) in enumerate(zip(batches, images), start=skip):
             generator = step_generator(config.seed, epoch, step, purpose=0)
             longest = int(self.lengths[indices].max())
             yield Batch(
@@ -75,13 +76,6 @@ class TrainingBatches:
             seed=config.seed,
             epoch=epoch,
         )
-
-    def _with_pixels(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
-        wanted = [self.caption_images[indices] for indices in batches]
-        if self.images.kept is not None:
-            yield from ((indices, self.images.kept[images]) for indices, images in zip(batches, wanted))
-            return
-        yield from zip(batches, DataLoader(self.images, batch_sampler=wanted, **loader_options(self.workers)))
 
 
 def step_generator(seed: int, epoch: int, step: int, *, purpose: int) -> torch.Generator:

@@ -1,0 +1,196 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from tiprctl.checkpoint import read_checkpoint, read_header
+from tiprctl.config import override
+from tiprctl.data.batches import TrainingBatches
+from tiprctl.data.manifest import Manifest
+from tiprctl.errors import InputError, TrainingError, UsageError
+from tiprctl.objectives.composition import Losses
+from tiprctl.runs import BEST, LAST, METRICS, RESULT, Run, latest_run
+from tiprctl.tokenizer import default_tokenizer
+from tiprctl.training import Listener, Trainer, selection_split
+
+
+class Interrupting(Listener):
+    """Presses Ctrl-C after a number of steps."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def on_step(self, samples):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def trainer(manifest, folder, listener=None, **changes):
+    config = override(tiny.recipe(), changes)
+    return Trainer(config, manifest, folder, device=torch.device("cpu"), listener=listener)
+
+
+def metrics(folder):
+    records = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    for record in records:
+        del record["samples_per_second"]
+    return records
+
+
+def test_a_training_leaves_a_complete_run(cuhk_manifest, tmp_path):
+    result = trainer(cuhk_manifest, tmp_path / "run").run()
+    run = Run(tmp_path / "run")
+    assert not result.interrupted
+    assert result.selected_on == "val"
+    assert result.evaluation.text_to_image.queries == 8
+    assert run.result["evaluation"]["text_to_image"]["recall"]["1"] == result.evaluation.text_to_image.recall[1]
+    assert run.info["config"]["recipe"] == "synth"
+    assert run.info["data_fingerprint"] == cuhk_manifest.fingerprint
+    assert {"torch", "tiprctl", "python"} <= run.info["versions"].keys()
+    assert "git_commit" in run.info
+    assert [record["epoch"] for record in metrics(run.folder)] == [1, 2]
+    assert read_header(run.checkpoint)["epoch"] == result.epoch
+    assert (tmp_path / "latest").resolve() == run.folder.resolve()
+    assert latest_run(tmp_path).folder == run.folder
+
+
+def test_training_learns(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path, epochs=12, **{"objectives": [{"name": "id"}], "optim.lr": 5e-3}).run()
+    losses = [record["losses"]["id"] for record in metrics(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_a_resumed_training_equals_an_uninterrupted_one(cuhk_manifest, tmp_path, steps):
+    trainer(cuhk_manifest, tmp_path / "whole").run()
+    first = trainer(cuhk_manifest, tmp_path / "parts", Interrupting(after=steps)).run()
+    assert first.interrupted
+    assert not (tmp_path / "parts" / RESULT).exists()
+    second = trainer(cuhk_manifest, tmp_path / "parts").run()
+    assert not second.interrupted
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    whole, _ = read_checkpoint(tmp_path / "whole" / LAST)
+    parts, _ = read_checkpoint(tmp_path / "parts" / LAST)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_killed_training_continues_to_the_same_losses(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path / "whole").run()
+    script = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import tiny, torch\n"
+        "from tiprctl.data.manifest import read_manifest; from tiprctl.training import Listener, Trainer\n"
+        "class Kill(Listener):\n"
+        "    def on_epoch(self, record): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Trainer(tiny.recipe(), read_manifest(sys.argv[2]), Path(sys.argv[3]), device=torch.device('cpu'),"
+        " listener=Kill()).run()"
+    )
+    arguments = [str(Path(__file__).parent), str(cuhk_manifest.root), str(tmp_path / "killed")]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False)
+    assert done.returncode == -signal.SIGKILL
+    trainer(cuhk_manifest, tmp_path / "killed").run()
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_other_data_are_refused_on_resume(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path, Interrupting(after=1)).run()
+    other = Manifest(cuhk_manifest.dataset, cuhk_manifest.root, cuhk_manifest.captions.iloc[:-1])
+    with pytest.raises(InputError, match="has changed since the run began"):
+        trainer(other, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["itc", "id"])
+def test_a_loss_that_is_not_finite_stops_with_step_and_objective(cuhk_manifest, tmp_path, monkeypatch, name):
+    training = trainer(cuhk_manifest, tmp_path)
+    forward = training.composition.forward
+
+    def poisoned(batch, progress, generator):
+        losses = forward(batch, progress, generator)
+        parts = losses.parts | {name: torch.tensor(float("nan"))} if training.progress.step == 1 else losses.parts
+        return Losses(losses.total, parts)
+
+    monkeypatch.setattr(training.composition, "forward", poisoned)
+    with pytest.raises(TrainingError, match=f"loss {name} is nan at step 2 .epoch 1"):
+        training.run()
+    assert not (tmp_path / BEST).exists()
+
+
+def test_the_best_epoch_is_the_one_that_scores_best_on_val(cuhk_manifest, tmp_path):
+    result = trainer(cuhk_manifest, tmp_path, epochs=4).run()
+    scores = [record["evaluation"]["text_to_image"]["recall"]["1"] for record in metrics(tmp_path)]
+    assert result.epoch == scores.index(max(scores)) + 1
+    assert [record["best"] for record in metrics(tmp_path)] == [
+        score > max([-1.0, *scores[:i]]) for i, score in enumerate(scores)
+    ]
+
+
+def test_without_selection_the_last_epoch_is_kept_and_nothing_is_measured(cuhk_manifest, tmp_path):
+    result = trainer(cuhk_manifest, tmp_path, select_on="last").run()
+    assert (result.selected_on, result.epoch, result.evaluation) == ("last", 2, None)
+
+
+def test_selection_is_on_val_unless_asked_or_absent(cuhk_manifest):
+    without_val = Manifest("x", cuhk_manifest.root, cuhk_manifest.captions.query("split != 'val'"))
+    assert selection_split(tiny.recipe(), cuhk_manifest) == "val"
+    assert selection_split(tiny.recipe(select_on="test"), cuhk_manifest) == "test"
+    assert selection_split(tiny.recipe(), without_val) == "last"
+    with pytest.raises(UsageError, match=r"no val split[\s\S]*test, last"):
+        selection_split(tiny.recipe(select_on="val"), without_val)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(cuhk_manifest, tmp_path):
+    first, again, other = (
+        trainer(cuhk_manifest, tmp_path / str(i), seed=seed).composition.state_dict()
+        for i, seed in enumerate((0, 0, 1))
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.clip.visual.conv1.weight"], other["encoder.clip.visual.conv1.weight"])
+
+
+def test_making_a_trainer_leaves_the_global_random_state(cuhk_manifest, tmp_path):
+    before = torch.get_rng_state()
+    trainer(cuhk_manifest, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_are_cut_to_their_longest_caption(cuhk_manifest):
+    batches = TrainingBatches(cuhk_manifest.split("train"), tiny.recipe(), default_tokenizer())
+    for batch in batches.epoch(0, skip=0, device=torch.device("cpu")):
+        ends = batch.token_ids.argmax(dim=1)
+        assert ends.max() + 1 == batch.token_ids.shape[1]
+        assert batch.pids.max() < batches.identities == 4
+
+
+def test_images_from_disk_and_from_memory_are_the_same(cuhk_manifest):
+    batches = TrainingBatches(cuhk_manifest.split("train"), tiny.recipe(), default_tokenizer())
+    from_disk = [batch.pixels for batch in batches.epoch(0, skip=0, device=torch.device("cpu"))]
+    batches.images.keep_if_small()
+    from_memory = [batch.pixels for batch in batches.epoch(0, skip=0, device=torch.device("cpu"))]
+    assert all(torch.equal(a, b) for a, b in zip(from_disk, from_memory, strict=True))
+
+
+def test_mixed_precision_stays_near_float32(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path / "full", amp="off").run()
+    trainer(cuhk_manifest, tmp_path / "half", amp="bf16").run()
+    full, half = (metrics(tmp_path / name)[0]["losses"] for name in ("full", "half"))
+    assert half["itc"] == pytest.approx(full["itc"], rel=0.01)
+    assert half["itc"] != full["itc"]
+    assert all(value.dtype == torch.float32 for value in read_checkpoint(tmp_path / "half" / BEST)[0].values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+def test_training_on_a_gpu(cuhk_manifest, tmp_path, amp):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = tiny.recipe(amp=amp)
+    result = Trainer(config, cuhk_manifest, tmp_path, device=torch.device("cuda")).run()
+    assert result.evaluation is not None
