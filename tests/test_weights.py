@@ -1,8 +1,10 @@
 import os
 import pickle
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -68,7 +70,7 @@ def save_archive(clip: Clip, path: Path) -> None:
     traced.half().save(str(path))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_reads_openais_archive_without_running_it(tmp_path, monkeypatch):
     path = tmp_path / "ViT.pt"
     save_archive(make_clip(), path)
@@ -272,7 +274,7 @@ def test_an_archive_may_name_only_what_builds_tensors(tmp_path, module):
         read_weights(tmp_path / "evil.pt")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_an_archive_with_a_tensor_beyond_its_storage_is_damaged(tmp_path):
     save_archive(make_clip(), tmp_path / "clip.pt")
     with zipfile.ZipFile(tmp_path / "clip.pt") as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
@@ -284,7 +286,7 @@ def test_an_archive_with_a_tensor_beyond_its_storage_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint at all", b"\x08\0\0\0\0\0\0\0{", b"PK\x03\x04 broken", pickle.dumps(1)[:-1]]
+    "content", [b"", b"not a checkpoint at all", b"\x08\0\0\0\0\0\0\0{", b"PK\x03\x04 broken", pickle.dumps(1, protocol=2)[:-1]]
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_named(tmp_path, content, suffix):
@@ -335,13 +337,21 @@ def test_a_tag_needs_a_model():
         load_pretrained(None, "openai")
 
 
-@pytest.mark.parametrize(("tag", "place"), [("openai", "ViT-B-16.pt"), ("laion2b_s34b_b88k", "laion/CLIP-ViT-B-16")])
-def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, tmp_path, tag, place):
-    def fail(entry, **kwargs):
-        raise FileNotFoundError("no network")
-
-    monkeypatch.setattr("open_clip.pretrained.download_pretrained", fail)
+@pytest.fixture
+def no_caches(monkeypatch, tmp_path) -> Path:
+    """An empty home and an empty cache of the hub; returns the home."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: None)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("tag", "place"), [("openai", "ViT-B-16.pt"), ("laion2b_s34b_b88k", "laion/CLIP-ViT-B-16")])
+def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, no_caches, tag, place):
+    def unreachable(request, timeout):
+        raise URLError("no network")
+
+    monkeypatch.setattr("tiprctl.models.weights.urlopen", unreachable)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match=r"--pretrained FILE") as caught:
         find_pretrained("ViT-B-16", tag)
     assert f"The weights {tag} of ViT-B-16 are not on this machine" in str(caught.value)
@@ -349,22 +359,38 @@ def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, tmp_p
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_a_host_that_refuses_the_probe_is_still_asked(monkeypatch, no_caches):
+    def refuse(request, timeout):
+        raise HTTPError(request.full_url, 403, "Forbidden", {}, None)
+
+    monkeypatch.setattr("tiprctl.models.weights.urlopen", refuse)
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry: "downloaded.bin")
+    assert find_pretrained("ViT-B-16", "openai") == Path("downloaded.bin")
+
+
 @pytest.mark.parametrize(("tag", "quick_gelu"), [("openai", True), ("laion2b_s34b_b88k", False), ("OpenAI", True)])
-def test_a_tag_decides_the_gelu(monkeypatch, tmp_path, tag, quick_gelu):
+def test_a_tag_decides_the_gelu(monkeypatch, no_caches, tag, quick_gelu):
     size = replace(SQUARE, image_size=(64, 16))
-    torch.save(make_clip().state_dict(), tmp_path / "download.pt")
+    torch.save(make_clip().state_dict(), no_caches / "download.pt")
     monkeypatch.setitem(SIZES, "ViT-B-16", size)
-    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry, **_: str(tmp_path / "download.pt"))
+    monkeypatch.setattr("tiprctl.models.weights.urlopen", lambda request, timeout: nullcontext())
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry: str(no_caches / "download.pt"))
     loaded = load_pretrained("ViT-B-16", tag)
     assert loaded.config == replace(size, quick_gelu=quick_gelu)
 
 
-def test_a_file_put_there_by_hand_is_used_before_the_network(monkeypatch, tmp_path):
+def test_what_is_on_the_machine_is_used_before_the_network(monkeypatch, no_caches):
+    monkeypatch.setattr("tiprctl.models.weights.urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    in_hub_cache = {("timm/vit_base_patch16_clip_224.openai", "open_clip_pytorch_model.bin"): "cached.bin"}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name: in_hub_cache.get(name))
+    assert find_pretrained("ViT-B-16", "openai") == Path("cached.bin")
+
+    by_hand = no_caches / ".cache" / "clip" / "ViT-B-16.pt"
+    by_hand.parent.mkdir(parents=True)
+    by_hand.touch()
     asked = []
-    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry, **how: asked.append(how) or "file")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    find_pretrained("ViT-B-16", "openai")
-    (tmp_path / ".cache" / "clip").mkdir(parents=True)
-    (tmp_path / ".cache" / "clip" / "ViT-B-16.pt").touch()
-    find_pretrained("ViT-B-16", "openai")
-    assert asked == [{"prefer_hf_hub": True}, {"prefer_hf_hub": False}]
+    monkeypatch.setattr(
+        "open_clip.pretrained.download_pretrained", lambda entry, **how: asked.append(how) or str(by_hand)
+    )
+    assert find_pretrained("ViT-B-16", "openai") == by_hand
+    assert asked == [{"prefer_hf_hub": False}]

@@ -11,10 +11,13 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from safetensors.torch import load_file
@@ -32,6 +35,8 @@ OPENAI_FIGURES = frozenset({"input_resolution", "context_length", "vocab_size"})
 IGNORED = OPENAI_FIGURES | {"logit_scale", "logit_bias", "attn_mask"}
 """Entries beside the towers: the temperature belongs to the losses, the rest to no model."""
 QUICK_GELU_SUFFIX = "-quickgelu"
+NETWORK_TIMEOUT = 10.0
+"""Seconds to wait for a host to answer."""
 POSITIONS = "visual.positional_embedding"
 
 
@@ -96,8 +101,9 @@ def find_pretrained(model_name: str, tag: str) -> Path:
     entry = _registry_entry(model_name, tag)
     by_hand = Path.home() / ".cache" / "clip" / PurePosixPath(entry.get("url") or "").name
     try:
-        # A file that was put there by hand goes first, and open_clip checks its hash; otherwise it asks its hub.
-        return Path(download_pretrained(entry, prefer_hf_hub=not by_hand.is_file()))
+        if by_hand.is_file():  # open_clip checks its hash
+            return Path(download_pretrained(entry, prefer_hf_hub=False))
+        return _cached_download(entry) or Path(download_pretrained(_reachable(entry)))
     except (OSError, RuntimeError, HTTPException) as error:
         place = f" (or put it at {by_hand})" if entry.get("url") else ""
         raise InputError(
@@ -240,6 +246,34 @@ def _registry_entry(model_name: str, tag: str) -> dict[str, Any]:
     entry = get_pretrained_cfg(model_name, tag)
     if not entry:
         raise unknown_name(f"pretrained tag of {model_name}", tag, tags)
+    return entry
+
+
+def _cached_download(entry: dict[str, Any]) -> Path | None:
+    """The file that the hub's cache holds from an earlier download; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, _, name = entry.get("hf_hub", "").rpartition("/")
+    for candidate in (name,) if name else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
+        file = try_to_load_from_cache(repository, candidate) if repository else None
+        if isinstance(file, str):
+            return Path(file)
+    return None
+
+
+def _reachable(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry, once its host answers: the hub itself would try for a minute, with a warning each time.
+
+    Raises:
+        OSError: the host does not answer.
+    """
+    from huggingface_hub.constants import ENDPOINT
+
+    address = ENDPOINT if entry.get("hf_hub") else entry["url"]
+    # Any answer will do, even a refusal.
+    with suppress(HTTPError), urlopen(Request(address, method="HEAD"), timeout=NETWORK_TIMEOUT):
+        pass
     return entry
 
 
