@@ -47,5 +47,5 @@ def _best(similarity: np.ndarray, k: int) -> np.ndarray:
     threshold = np.partition(similarity, -k)[-k]
     above = np.flatnonzero(similarity > threshold)
     level = np.flatnonzero(similarity == threshold)[: k - len(above)]
-    chosen = np.sort(np.concatenate([above, level]))
+    chosen = np.concatenate([above, level])
     return chosen[np.argsort(-similarity[chosen], kind="stable")]
