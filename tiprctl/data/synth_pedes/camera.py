@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from tiprctl.data.synth_pedes.brush import Brush
-from tiprctl.data.synth_pedes.figure import Pose, draw_person
+from tiprctl.data.synth_pedes.facing import FacingFigure
+from tiprctl.data.synth_pedes.figure import Pose
 from tiprctl.data.synth_pedes.people import VIEWS, Person, hidden_attributes, sample_person
 from tiprctl.data.synth_pedes.scenery import Size, draw_background, draw_occluder, hide_feet
+from tiprctl.data.synth_pedes.side import SideFigure
 
 _FINE = 3
 """Drawn so many times larger than the image and then averaged: smooth edges."""
@@ -90,7 +92,8 @@ def _place(
         mirrored=pose.view == "left",
         lit_from=lit_from,
     )
-    draw_person(brush, person, pose)
+    figure = FacingFigure if pose.view in ("front", "back") else SideFigure
+    figure(brush, person, pose).draw()
 
 
 def _passer_by(image: Image.Image, rng: Random, lit_from: int) -> None:
