@@ -195,20 +195,22 @@ def test_any_image_size_and_stride(size, stride, grid):
 
 
 @torch.no_grad()
-def test_layer_norms_stay_in_float32_under_autocast():
+def test_layer_norms_compute_in_float32_also_under_autocast(monkeypatch):
     clip, (pixels, token_ids) = build(), random_inputs()
-    seen = []
-    for module in clip.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.register_forward_hook(lambda module, args, output: seen.append((args[0].dtype, output)))
+    computed_in = []
+
+    def record(x, *args):
+        computed_in.append(x.dtype)
+        return layer_norm(x, *args)
+
+    layer_norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", record)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         clip.encode_image(pixels)
         clip.encode_text(token_ids)
-        half = clip.ln_final(torch.full((1, 32), 1e4, dtype=torch.bfloat16))
-    assert len(seen) == 12
-    assert all(dtype == output.dtype == torch.float32 for dtype, output in seen[:-1])
+        half = clip.ln_final(torch.ones(1, 32, dtype=torch.bfloat16))
+    assert computed_in == [torch.float32] * 12
     assert half.dtype == torch.bfloat16
-    assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
 
 
 def test_gradients_reach_every_parameter():

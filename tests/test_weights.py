@@ -286,7 +286,8 @@ def test_an_archive_with_a_tensor_beyond_its_storage_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint at all", b"\x08\0\0\0\0\0\0\0{", b"PK\x03\x04 broken", pickle.dumps(1, protocol=2)[:-1]]
+    "content",
+    [b"", b"not a checkpoint at all", b"\x08\0\0\0\0\0\0\0{", b"PK\x03\x04 broken", pickle.dumps(1, protocol=2)[:-1]],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_named(tmp_path, content, suffix):

@@ -29,7 +29,6 @@ CACHED_WORDS = 1 << 16
 WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
-WHITESPACE = regex.compile(r"\s+")
 
 
 class Tokenizer:
@@ -125,9 +124,11 @@ def _unusable_merges(what: str, path: Path | None) -> InputError:
 
 
 def _clean(text: str) -> str:
-    """Repaired Unicode, HTML entities resolved (twice, as OpenAI does), single spaces, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return WHITESPACE.sub(" ", text).strip().lower()
+    """Repaired Unicode, HTML entities resolved (twice, as OpenAI does), lower case.
+
+    OpenAI also collapses white space, which changes nothing: no word of `WORDS` holds any.
+    """
+    return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
 
 
 def _join(symbols: list[str], pair: tuple[str, str]) -> Iterator[str]:
