@@ -138,7 +138,7 @@ def test_a_state_dict_in_openais_format_wants_quick_gelu(clip, tmp_path, state_f
 def test_a_model_name_can_ask_for_quick_gelu(tmp_path):
     torch.save(make_clip(SIZES["tiny"]).state_dict(), tmp_path / "tiny.pt")
     assert not load_pretrained("tiny", tmp_path / "tiny.pt").config.quick_gelu
-    assert load_pretrained("tiny-quickgelu", tmp_path / "tiny.pt").config == SIZES["tiny"]
+    assert load_pretrained("tiny-quickgelu", tmp_path / "tiny.pt").config == replace(SIZES["tiny"], quick_gelu=True)
 
 
 def test_heads_are_64_wide_unless_told(state_file):
@@ -351,7 +351,7 @@ def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, no_ca
     def unreachable(request, timeout):
         raise URLError("no network")
 
-    monkeypatch.setattr("tiprctl.models.weights.urlopen", unreachable)
+    monkeypatch.setattr("tiprctl.models.registry.urlopen", unreachable)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match=r"--pretrained FILE") as caught:
         find_pretrained("ViT-B-16", tag)
@@ -364,7 +364,7 @@ def test_a_host_that_refuses_the_probe_is_still_asked(monkeypatch, no_caches):
     def refuse(request, timeout):
         raise HTTPError(request.full_url, 403, "Forbidden", {}, None)
 
-    monkeypatch.setattr("tiprctl.models.weights.urlopen", refuse)
+    monkeypatch.setattr("tiprctl.models.registry.urlopen", refuse)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry: "downloaded.bin")
     assert find_pretrained("ViT-B-16", "openai") == Path("downloaded.bin")
 
@@ -374,14 +374,14 @@ def test_a_tag_decides_the_gelu(monkeypatch, no_caches, tag, quick_gelu):
     size = replace(SQUARE, image_size=(64, 16))
     torch.save(make_clip().state_dict(), no_caches / "download.pt")
     monkeypatch.setitem(SIZES, "ViT-B-16", size)
-    monkeypatch.setattr("tiprctl.models.weights.urlopen", lambda request, timeout: nullcontext())
+    monkeypatch.setattr("tiprctl.models.registry.urlopen", lambda request, timeout: nullcontext())
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda entry: str(no_caches / "download.pt"))
     loaded = load_pretrained("ViT-B-16", tag)
     assert loaded.config == replace(size, quick_gelu=quick_gelu)
 
 
 def test_what_is_on_the_machine_is_used_before_the_network(monkeypatch, no_caches):
-    monkeypatch.setattr("tiprctl.models.weights.urlopen", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr("tiprctl.models.registry.urlopen", lambda *_, **__: pytest.fail("asked the network"))
     in_hub_cache = {("timm/vit_base_patch16_clip_224.openai", "open_clip_pytorch_model.bin"): "cached.bin"}
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *name: in_hub_cache.get(name))
     assert find_pretrained("ViT-B-16", "openai") == Path("cached.bin")

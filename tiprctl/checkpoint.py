@@ -20,7 +20,7 @@ from tiprctl.files import atomic_path
 from tiprctl.models.clip import SIZES, Clip, ClipConfig
 from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.weights import load_pretrained
+from tiprctl.models.weights import check_fit, load_pretrained
 from tiprctl.runs import RUNS, Run, latest_run
 
 FORMAT = 1
@@ -48,6 +48,15 @@ def read_checkpoint(file: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     with safe_open(file, framework="pt") as archive:
         names = [name for name in archive.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): archive.get_tensor(name) for name in names}, header
+
+
+def is_own(file: Path) -> bool:
+    """Whether tiprctl wrote the checkpoint."""
+    try:
+        with safe_open(file, framework="pt") as archive:
+            return "tiprctl" in (archive.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_header(file: Path) -> dict[str, Any]:
@@ -105,21 +114,12 @@ def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Load `tensors` into `module`, naming the first that does not fit.
+    """Load `tensors` into `module`.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape.
     """
-    wanted = module.state_dict()
-    for name in [*wanted, *tensors]:
-        found = tuple(tensors[name].shape) if name in tensors else "missing"
-        expected = tuple(wanted[name].shape) if name in wanted else "unknown"
-        if found != expected:
-            raise InputError(
-                f"The checkpoint does not fit the model: {name} is {found}, expected {expected}",
-                where=file,
-                remedy="Use the model that the checkpoint was made with.",
-            )
+    check_fit(module.state_dict(), tensors, file)
     module.load_state_dict(dict(tensors))
 
 
@@ -134,21 +134,33 @@ def load_embedder(source: str | Path | None, *, device: torch.device, amp: str =
         UsageError: there is nothing to use. InputError: the checkpoint cannot be read.
     """
     path = find_source(source)
-    if path is None:
-        name, _, tag = str(source).partition("/")
-        config = ModelConfig(name=name, pretrained=tag)
-        encoder = DualEncoder(load_pretrained(name, tag, image_size=config.image_size, stride=None))
-        origin = Origin(f"{source}, not fine-tuned", fingerprint=str(source))
-        return Embedder(encoder, device=device, amp=amp, origin=origin)
-    encoder, header = load_encoder(path)
+    encoder, origin = _published(str(source), path) if path is None or not is_own(path) else _own(path)
+    return Embedder(encoder, device=device, amp=amp, origin=origin)
+
+
+def _own(file: Path) -> tuple[DualEncoder, Origin]:
+    """The encoder of a checkpoint that a run wrote."""
+    encoder, header = load_encoder(file)
     origin = Origin(
-        description=f"{path} (epoch {header['epoch']}, chosen on {header['selected_on']})",
+        description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
         fingerprint=header["fingerprint"],
         recipe=header["config"]["recipe"],
         dataset=header["dataset"],
         selected_on=header["selected_on"],
     )
-    return Embedder(encoder, device=device, amp=amp, origin=origin)
+    return encoder, origin
+
+
+def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
+    """A published CLIP, from a file or by its tag, at the input of person retrieval."""
+    image_size = ModelConfig().image_size
+    if file is not None:
+        clip = load_pretrained(None, file, image_size=image_size)
+        fingerprint = weights_fingerprint(clip.state_dict())
+    else:
+        name, _, tag = source.partition("/")
+        clip, fingerprint = load_pretrained(name, tag, image_size=image_size), source
+    return DualEncoder(clip), Origin(f"{source}, not fine-tuned", fingerprint)
 
 
 def find_source(source: str | Path | None) -> Path | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tiprctl.models.embedder import Origin
 
 FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
-DIRECTIONS = {"text_to_image": "text → image", "image_to_text": "image → text"}
+DIRECTIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
 
 
 def evaluate(
@@ -129,8 +129,10 @@ def _published_row(row: Any) -> dict[str, Any]:
 
 
 def _print_table(dataset: str, split: str, own: list[dict[str, Any]], published: list[dict[str, Any]]) -> None:
-    columns = ["model", "direction", "chosen on", *((figure, "right") for figure in FIGURES)]
-    table = render.table(f"{dataset}, {split} split, percent", columns, map(_cells, own))
+    columns = ["model", "way", "chosen on", *((figure, "right") for figure in FIGURES)]
+    table = render.table(
+        f"{dataset}, {split} split, percent; t2i: a caption finds its images", columns, map(_cells, own)
+    )
     render.extend_table(table, "published", map(_cells, published))
     render.result_table(table)
     unmatched = max((row.get("unmatched", 0) for row in own), default=0)

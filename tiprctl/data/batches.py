@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,7 +31,13 @@ class Batch:
 
 
 class TrainingBatches:
-    """The batches of a training split, the same for the same seed, epoch and step whatever happened before."""
+    """The batches of a training split, the same for the same seed, epoch and step whatever happened before.
+
+    `steps` is how many an epoch has.
+
+    Raises:
+        UsageError: the split has fewer captions than a batch.
+    """
 
     def __init__(self, split: Split, config: TrainConfig, tokenizer: Tokenizer, *, workers: int | None = None):
         self.config = config
@@ -42,15 +47,11 @@ class TrainingBatches:
         token_ids = tokenizer(split.captions)
         self.lengths = token_ids.argmax(axis=1) + 1
         self.token_ids = torch.from_numpy(token_ids)
+        self.steps = len(self._indices(epoch=0))
 
     @property
     def identities(self) -> int:
         return int(self.pids.max()) + 1
-
-    @cached_property
-    def steps(self) -> int:
-        """Batches an epoch."""
-        return len(self._indices(epoch=0))
 
     def epoch(self, epoch: int, *, skip: int, device: torch.device) -> Iterator[Batch]:
         """The batches of `epoch` (from 0) on `device`, without the first `skip`."""

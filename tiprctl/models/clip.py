@@ -120,6 +120,7 @@ SIZES: dict[str, ClipConfig] = {
         text_width=128,
         text_layers=2,
         text_heads=4,
+        quick_gelu=False,
     ),
 }
 

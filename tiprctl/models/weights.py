@@ -8,16 +8,10 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import torch
 from safetensors.torch import load_file
@@ -26,6 +20,8 @@ from torch.nn import functional as F
 
 from tiprctl.errors import InputError, TiprError, UsageError, unknown_name
 from tiprctl.models.clip import SIZES, Clip, ClipConfig
+from tiprctl.models.registry import find_pretrained, registry_entry
+from tiprctl.models.torchscript import is_torchscript, read_torchscript, refusal
 
 HEAD_WIDTH = 64
 PREFIXES = ("module.", "_orig_mod.", "base_model.")
@@ -35,8 +31,6 @@ OPENAI_FIGURES = frozenset({"input_resolution", "context_length", "vocab_size"})
 IGNORED = OPENAI_FIGURES | {"logit_scale", "logit_bias", "attn_mask"}
 """Entries beside the towers: the temperature belongs to the losses, the rest to no model."""
 QUICK_GELU_SUFFIX = "-quickgelu"
-NETWORK_TIMEOUT = 10.0
-"""Seconds to wait for a host to answer."""
 POSITIONS = "visual.positional_embedding"
 
 
@@ -72,7 +66,7 @@ def load_pretrained(
         if model_name is None:
             raise UsageError(f"The tag {tag_or_path} needs the name of a model", remedy=f"Choices: {', '.join(SIZES)}.")
         named = _named_size(model_name)
-        entry = _registry_entry(model_name, str(tag_or_path))
+        entry = registry_entry(model_name, str(tag_or_path))
         weights = read_weights(find_pretrained(model_name, str(tag_or_path)))
         quick_gelu = entry.get("quick_gelu", False)
     else:
@@ -89,30 +83,6 @@ def load_pretrained(
     return build_clip(config, weights)
 
 
-def find_pretrained(model_name: str, tag: str) -> Path:
-    """The file of published weights, from open_clip's caches or downloaded into them.
-
-    Raises:
-        UsageError: open_clip knows no such model or tag (the tags are listed).
-        InputError: the file is not there and cannot be downloaded; says where to put it.
-    """
-    from open_clip.pretrained import download_pretrained
-
-    entry = _registry_entry(model_name, tag)
-    by_hand = Path.home() / ".cache" / "clip" / PurePosixPath(entry.get("url") or "").name
-    try:
-        if by_hand.is_file():  # open_clip checks its hash
-            return Path(download_pretrained(entry, prefer_hf_hub=False))
-        return _cached_download(entry) or Path(download_pretrained(_reachable(entry)))
-    except (OSError, RuntimeError, HTTPException) as error:
-        place = f" (or put it at {by_hand})" if entry.get("url") else ""
-        raise InputError(
-            f"The weights {tag} of {model_name} are not on this machine and cannot be downloaded",
-            where=entry.get("url") or f"https://huggingface.co/{entry['hf_hub'].rstrip('/')}",
-            remedy=f"Fetch them from there on a machine with network, then give the file: --pretrained FILE{place}.",
-        ) from error
-
-
 def read_weights(path: str | Path) -> Weights:
     """The tensors of a TorchScript archive, a state dict (also wrapped, also prefixed) or a safetensors file.
 
@@ -123,9 +93,9 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file():
         raise InputError("There is no such checkpoint", where=path, remedy="Give a file of weights.")
     try:
-        is_archive = _is_torchscript(path)
+        is_archive = is_torchscript(path)
         if is_archive:
-            loaded = _read_torchscript(path)
+            loaded = read_torchscript(path)
         elif _is_safetensors(path):
             loaded = load_file(path)
         else:
@@ -134,7 +104,7 @@ def read_weights(path: str | Path) -> Weights:
         raise
     except Exception as error:  # what a damaged zip or pickle raises can be anything
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        raise (_refusal(refused[1], path) if refused else _damaged(path, error)) from error
+        raise (refusal(refused[1], path) if refused else _damaged(path, error)) from error
     tensors = _tidy(_unwrap(loaded, path))
     return Weights(tensors, path, is_openai=is_archive or tensors.keys() >= OPENAI_FIGURES)
 
@@ -186,16 +156,9 @@ def build_clip(config: ClipConfig, weights: Weights) -> Clip:
         clip = Clip(config)
     expected = clip.state_dict()
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in IGNORED}
-    _refuse_misfits(weights.path, missing=expected.keys() - tensors.keys(), unexpected=tensors.keys() - expected.keys())
-    tensors[POSITIONS] = _fit_positions(tensors[POSITIONS], config)
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"The checkpoint does not fit the model: {name} is {tuple(tensor.shape)}, "
-                f"expected {tuple(expected[name].shape)}",
-                where=weights.path,
-                remedy="Name the model that the checkpoint was made for (--model).",
-            )
+    if POSITIONS in tensors:
+        tensors[POSITIONS] = _fit_positions(tensors[POSITIONS], config)
+    check_fit(expected, tensors, weights.path)
     clip.load_state_dict(tensors, assign=True)
     return clip
 
@@ -233,50 +196,6 @@ def _is_tag(tag_or_path: str | Path) -> bool:
     return not (path.is_file() or path.suffix or len(path.parts) > 1)
 
 
-def _registry_entry(model_name: str, tag: str) -> dict[str, Any]:
-    """What open_clip's registry says of the weights: their address and whether they want QuickGELU."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    tags = list_pretrained_tags_by_model(model_name)
-    if not tags:
-        raise UsageError(
-            f"There are no published weights of {model_name}",
-            remedy="Start from random weights (--pretrained none) or give a file (--pretrained FILE).",
-        )
-    entry = get_pretrained_cfg(model_name, tag)
-    if not entry:
-        raise unknown_name(f"pretrained tag of {model_name}", tag, tags)
-    return entry
-
-
-def _cached_download(entry: dict[str, Any]) -> Path | None:
-    """The file that the hub's cache holds from an earlier download; asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    repository, _, name = entry.get("hf_hub", "").rpartition("/")
-    for candidate in (name,) if name else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
-        file = try_to_load_from_cache(repository, candidate) if repository else None
-        if isinstance(file, str):
-            return Path(file)
-    return None
-
-
-def _reachable(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry, once its host answers: the hub itself would try for a minute, with a warning each time.
-
-    Raises:
-        OSError: the host does not answer.
-    """
-    from huggingface_hub.constants import ENDPOINT
-
-    address = ENDPOINT if entry.get("hf_hub") else entry["url"]
-    # Any answer will do, even a refusal.
-    with suppress(HTTPError), urlopen(Request(address, method="HEAD"), timeout=NETWORK_TIMEOUT):
-        pass
-    return entry
-
-
 def _count_blocks(names: Iterable[str], prefix: str) -> int:
     return 1 + max(int(name.removeprefix(prefix).partition(".")[0]) for name in names if name.startswith(prefix))
 
@@ -309,6 +228,23 @@ def _strip_prefixes(name: str) -> str:
     return name
 
 
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the tensors of a file with those that a model expects.
+
+    Raises:
+        InputError: names the tensors that are missing or unexpected, or the first of another shape.
+    """
+    _refuse_misfits(path, missing=expected.keys() - tensors.keys(), unexpected=tensors.keys() - expected.keys())
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"The checkpoint does not fit the model: {name} is {tuple(tensor.shape)}, "
+                f"expected {tuple(expected[name].shape)}",
+                where=path,
+                remedy="Name the model that the checkpoint was made for (--model).",
+            )
+
+
 def _refuse_misfits(path: Path, *, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     complaints = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -321,14 +257,6 @@ def _refuse_misfits(path: Path, *, missing: Iterable[str], unexpected: Iterable[
             where=path,
             remedy="Give CLIP weights with a vision transformer, in OpenAI's or open_clip's names, of the model named.",
         )
-
-
-def _refusal(name: str, path: Path) -> InputError:
-    return InputError(
-        f"The checkpoint would run code on loading ({name}); it was not loaded",
-        where=path,
-        remedy="Do not trust it; get the weights as safetensors or as a plain state dict.",
-    )
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -344,94 +272,3 @@ def _is_safetensors(path: Path) -> bool:
     """Whether the file opens as safetensors does: the length of the header, then its JSON."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The parameters and buffers of the module that a TorchScript archive holds, by their dotted names."""
-    with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).partition("/")[0]
-        with archive.open(f"{root}/data.pkl") as file:
-            module = _ArchiveUnpickler(file, archive, root, path).load()
-    return dict(_named_tensors(module))
-
-
-class _Inert:
-    """Stands in for a class of the archive: keeps its objects' attributes and runs nothing."""
-
-    def __init__(self, *_args: Any):
-        self.attributes: Any = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state
-
-
-def _named_tensors(node: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, _Inert) and isinstance(node.attributes, dict):
-        for key, value in node.attributes.items():
-            yield from _named_tensors(value, f"{name}.{key}" if name else str(key))
-
-
-def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_rest: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
-def _first(value: Any, *_rest: Any) -> Any:
-    return value
-
-
-CALLABLES: dict[tuple[str, str], Callable] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch.jit._pickle", "build_boollist"): _first,
-    ("torch.jit._pickle", "build_doublelist"): _first,
-    ("torch.jit._pickle", "build_intlist"): _first,
-    ("torch.jit._pickle", "build_tensorlist"): _first,
-    ("torch.jit._pickle", "restore_type_tag"): _first,
-}
-"""All that an archive's pickle may call, and what stands in for it."""
-STORAGES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-}
-
-
-class _ArchiveUnpickler(pickle.Unpickler):
-    """Reads an archive's `data.pkl`; refuses every name beyond `CALLABLES`, `STORAGES` and the archive's own classes."""
-
-    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str, path: Path):
-        super().__init__(file)
-        self._archive, self._root, self._path = archive, root, path
-        self._storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "__torch__" or module.startswith("__torch__."):
-            return _Inert
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) in CALLABLES:
-            return CALLABLES[module, name]
-        raise _refusal(f"{module}.{name}", self._path)
-
-    def persistent_load(self, reference: Any) -> Tensor:
-        """The storage of `("storage", type, key, device, length)`, as a flat tensor."""
-        _, dtype, key, *_ = reference
-        if key not in self._storages:
-            content = bytearray(self._archive.read(f"{self._root}/data/{key}"))
-            self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return self._storages[key]

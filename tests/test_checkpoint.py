@@ -1,0 +1,183 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from tiprctl.checkpoint import (
+    build_encoder,
+    encoder_header,
+    find_source,
+    is_own,
+    load_embedder,
+    load_encoder,
+    read_checkpoint,
+    save_checkpoint,
+    weights_fingerprint,
+)
+from tiprctl.config import ModelConfig
+from tiprctl.errors import InputError, UsageError
+from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, write_json
+
+CPU = torch.device("cpu")
+HEADER = {"config": {"recipe": "r"}, "dataset": "d", "epoch": 3, "selected_on": "val", "fingerprint": "abc"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    encoder = tiny.encoder()
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    save_checkpoint(tmp_path / BEST, tensors | {"objectives.x": torch.ones(2)}, HEADER | encoder_header(encoder))
+    return tmp_path / BEST
+
+
+def make_run(folder, time, *, finished=True):
+    folder.mkdir(parents=True)
+    write_json(folder / RUN, {"config": {}})
+    (folder / BEST).touch()
+    if finished:
+        write_json(folder / RESULT, {})
+        os.utime(folder / RESULT, (time, time))
+
+
+def test_an_encoder_survives_the_file(checkpoint):
+    encoder, header = load_encoder(checkpoint)
+    batch = tiny.batch()
+    torch.testing.assert_close(encoder.image_features(batch.pixels), tiny.encoder().image_features(batch.pixels))
+    assert header["epoch"] == 3
+
+
+def test_only_the_tensors_asked_for_are_read(checkpoint):
+    tensors, _ = read_checkpoint(checkpoint, "objectives.")
+    assert tensors.keys() == {"x"}
+
+
+def test_an_embedder_knows_where_it_comes_from(checkpoint):
+    embedder = load_embedder(checkpoint, device=CPU)
+    assert str(checkpoint) in embedder.description
+    assert "epoch 3, chosen on val" in embedder.description
+    assert embedder.fingerprint == "abc"
+    vectors = embedder.embed_images(np.zeros((2, 16, 8, 3), np.uint8))
+    assert vectors.shape == (2, embedder.width)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_damaged_foreign_and_missing_files_are_told_apart(checkpoint, tmp_path):
+    content = checkpoint.read_bytes()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(content[: len(content) // 2])
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.ones(1)}, foreign)
+    assert is_own(checkpoint)
+    assert not is_own(foreign)
+    with pytest.raises(InputError, match=r"damaged[\s\S]*damaged.safetensors"):
+        read_checkpoint(damaged)
+    with pytest.raises(InputError, match="Not a checkpoint of tiprctl"):
+        read_checkpoint(foreign)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        read_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path):
+    save_checkpoint(tmp_path / "new.safetensors", {"a": torch.ones(1)}, {"format": 99})
+    with pytest.raises(InputError, match="Upgrade tiprctl"):
+        read_checkpoint(tmp_path / "new.safetensors")
+
+
+def test_a_checkpoint_of_another_shape_names_the_tensor_and_both_shapes(tmp_path):
+    encoder = tiny.encoder()
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors["encoder.clip.text_projection"] = torch.ones(16, 20)
+    save_checkpoint(tmp_path / "x.safetensors", tensors, HEADER | encoder_header(encoder))
+    with pytest.raises(
+        InputError, match=r"clip.text_projection is \(16, 20\), expected \(16, 16\)[\s\S]*x.safetensors"
+    ):
+        load_encoder(tmp_path / "x.safetensors")
+
+
+def test_a_pickle_that_would_run_code_does_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    for protocol, name in ((2, "a.pth"), (4, "b.pt")):
+        (tmp_path / name).write_bytes(pickle.dumps({"model": Payload()}, protocol=protocol))
+        with pytest.raises(InputError, match=name):
+            load_embedder(tmp_path / name, device=CPU)
+    torch.save({"model": Payload()}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match=r"run code[\s\S]*c.pth"):
+        load_embedder(tmp_path / "c.pth", device=CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_published_clip_file_can_be_used_as_it_is(tmp_path):
+    clip = build_encoder(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).clip
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    embedder = load_embedder(tmp_path / "clip.pt", device=CPU)
+    assert "not fine-tuned" in embedder.description
+    assert embedder.image_size == (384, 128)
+    assert embedder.origin.dataset is None
+
+
+def test_the_newest_finished_run_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"no finished run[\s\S]*tiprctl train[\s\S]*--model ViT-B-16/openai"):
+        find_source(None)
+    make_run(tmp_path / "runs" / "b", 200)
+    make_run(tmp_path / "runs" / "a", 100)
+    make_run(tmp_path / "runs" / "c", 300, finished=False)
+    assert find_source(None).parent.name == "b"
+    assert find_source("runs/latest").parent.name == "b"
+    assert latest_run().folder.name == "b"
+
+
+def test_sources_are_runs_files_or_tags(checkpoint, tmp_path):
+    make_run(tmp_path / "run", 0)
+    assert find_source(tmp_path / "run") == tmp_path / "run" / BEST
+    assert find_source(checkpoint) == checkpoint
+    assert find_source("ViT-B-16/openai") is None
+    with pytest.raises(InputError, match="no such run, checkpoint or pretrained CLIP"):
+        find_source("nothing/here")
+
+
+def test_a_run_without_checkpoint_says_how_to_go_on(tmp_path):
+    make_run(tmp_path / "run", 0)
+    (tmp_path / "run" / BEST).unlink()
+    with pytest.raises(InputError, match="tiprctl train --resume"):
+        find_source(tmp_path / "run")
+    (tmp_path / "run" / LAST).touch()
+    assert find_source(tmp_path / "run").name == LAST
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no such file[\s\S]*run.json"):
+        find_source(tmp_path)
+
+
+def test_a_damaged_run_file_is_named(tmp_path):
+    make_run(tmp_path / "run", 0)
+    (tmp_path / "run" / RUN).write_text("{")
+    with pytest.raises(InputError, match=r"Damaged JSON[\s\S]*run.json"):
+        find_source(tmp_path / "run")
+
+
+def test_fingerprints_follow_names_and_contents():
+    state = {"a": torch.ones(2), "b": torch.zeros(1)}
+    assert weights_fingerprint(state) == weights_fingerprint(dict(reversed(state.items())))
+    assert weights_fingerprint(state) != weights_fingerprint({"a": torch.ones(2), "b": torch.ones(1)})
+    assert weights_fingerprint(state) != weights_fingerprint({"a": torch.ones(2), "c": torch.zeros(1)})
+
+
+def test_unknown_sizes_and_heads_list_the_choices():
+    with pytest.raises(UsageError, match="Did you mean ViT-B-16"):
+        build_encoder(ModelConfig(name="ViT-B16", pretrained="none"), torch.Generator())
+    with pytest.raises(UsageError, match="Choices: global"):
+        build_encoder(ModelConfig(name="tiny", pretrained="none", head="globl"), torch.Generator())
+
+
+def test_size_and_stride_of_the_input_are_the_configurations():
+    model = ModelConfig(name="tiny", pretrained="none", image_size=(384, 128), stride=4)
+    assert build_encoder(model, torch.Generator()).clip.config.grid == (95, 31)

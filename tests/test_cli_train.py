@@ -1,0 +1,227 @@
+"""`tiprctl train` and `tiprctl eval` as users meet them, on a miniature data set."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+from tiprctl.data.manifest import Manifest, write_manifest
+
+MINIATURE = ["--model", "tiny", "--pretrained", "none", "--recipe", "synth", "--epochs", "1", "--batch-size", "4"]
+
+
+@pytest.fixture
+def home(cuhk_manifest, tmp_path, monkeypatch):
+    """A working folder with the miniature CUHK-PEDES under ./data."""
+    (tmp_path / "data").mkdir()
+    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return tmp_path
+
+
+def run(*arguments, exit_code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.fixture
+def trained(home):
+    run("train", *MINIATURE, "--output", "runs/a")
+    return home / "runs" / "a"
+
+
+def test_train_needs_no_name_when_one_data_set_is_prepared(home):
+    result = run("train", *MINIATURE)
+    folder = Path(result.stdout.strip())
+    assert folder.name.startswith("cuhk-pedes-synth-")
+    assert (folder / "best.safetensors").is_file()
+    assert (home / "runs" / "latest").resolve() == folder.resolve()
+    assert "best on val" in result.stderr
+    assert f"tiprctl eval {folder}" in result.stderr
+
+
+def test_train_shows_a_row_an_epoch_with_its_objectives(home):
+    result = run("train", "cuhk-pedes", *MINIATURE, "--losses", "sdm,id", "--aux", "triplet", "--epochs", "2")
+    header, first, second = [line.split() for line in result.stderr.splitlines() if "epoch" in line or "/2" in line][:3]
+    assert header[:5] == ["epoch", "sdm", "id", "triplet", "lr"]
+    assert (first[0], second[0]) == ("1/2", "2/2")
+    assert float(first[1]) > 0
+
+
+def test_quiet_leaves_only_the_result(home):
+    result = run("train", *MINIATURE, "-q")
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_several_data_sets_are_listed(home):
+    other = home / "data" / "other"
+    other.mkdir()
+    row = {"split": ["train"], "pid": [1], "path": ["a.jpg"], "caption": ["a"]}
+    write_manifest(Manifest("folder", other, pd.DataFrame(row)))
+    result = run("train", *MINIATURE, exit_code=2)
+    assert "cuhk-pedes" in result.stderr
+    assert "other" in result.stderr
+
+
+def test_no_data_set_says_how_to_make_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    assert "tiprctl prepare synth-pedes" in run("train", exit_code=3).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "sen2"], "no recipe named 'sen2'"),
+        (["--aux", "triplett"], "Did you mean triplet?"),
+        (["--losses", "sdm,sdm"], "named twice"),
+        (["--model", "tinny", "--pretrained", "none"], "Did you mean tiny?"),
+        (["--batch-size", "400"], "at most 16"),
+        (["--lr", "-1"], "optim.lr"),
+        (["--device", "tpu9"], "--device"),
+        (["--resume", "runs/a", "--epochs", "3"], "keeps its own"),
+        (["--select-on", "never"], "never"),
+    ],
+)
+def test_wrong_usage_is_explained(home, arguments, message):
+    assert message in run("train", *arguments, exit_code=2).stderr
+
+
+def test_settings_come_from_flag_then_variable_then_file(home, monkeypatch):
+    Path("tiprctl.toml").write_text("[train]\nepochs = 4\nseed = 5\nbatch_size = 8\n")
+    monkeypatch.setenv("TIPRCTL_TRAIN_SEED", "6")
+    arguments = [word for word in MINIATURE if word not in ("--batch-size", "4")]
+    folder = run("train", *arguments).stdout.strip()
+    config = json.loads((Path(folder) / "run.json").read_text())["config"]
+    assert (config["epochs"], config["seed"], config["batch_size"]) == (1, 6, 8)
+
+
+def test_a_damaged_settings_file_is_named(home):
+    Path("tiprctl.toml").write_text("[train\n")
+    assert "tiprctl.toml" in run("train", exit_code=2).stderr
+
+
+def test_ctrl_c_saves_and_tells_how_to_go_on(home):
+    script = (
+        "import os, signal; from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
+        "step = View.on_step\n"
+        "View.on_step = lambda self, n: (step(self, n), os.kill(os.getpid(), signal.SIGINT))\n"
+        f"app({['train', *MINIATURE, '--epochs', '2', '--output', 'runs/b']!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "tiprctl train --resume runs/b" in done.stderr
+    assert done.stdout == ""
+    assert run("train", "--resume", "runs/b").stdout.strip() == "runs/b"
+    assert "finished" in run("train", "--resume", "runs/b", exit_code=2).stderr
+
+
+def test_resume_of_what_is_no_run_is_refused(home):
+    assert "no such file" in run("train", "--resume", "data", exit_code=3).stderr
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(trained):
+    assert "--resume" in run("train", *MINIATURE, "--output", "runs/a", exit_code=2).stderr
+
+
+def test_eval_prints_both_directions_with_the_published_rows_beneath(trained):
+    result = run("eval", "runs/a")
+    assert "cuhk-pedes, test split, percent" in result.stdout
+    lines = result.stdout.splitlines()
+    own = next(i for i, line in enumerate(lines) if "runs/a" in line)
+    published = next(i for i, line in enumerate(lines) if "IRRA" in line)
+    assert own < published
+    assert "val" in lines[own]
+    assert "73.38" in lines[published]
+    assert "test" in lines[published]
+    assert {"t2i", "i2t"} <= {cell.strip() for line in lines for cell in line.split("│")}
+
+
+def test_eval_as_json(trained):
+    document = json.loads(run("eval", "runs/a", "--json").stdout)
+    forward, backward = document["results"]
+    assert document["split"] == "test"
+    assert (forward["direction"], backward["direction"]) == ("text_to_image", "image_to_text")
+    assert (forward["queries"], backward["queries"]) == (8, 4)
+    assert forward["selected_on"] == "val"
+    assert 0 <= forward["R@1"] <= forward["R@5"] <= forward["R@10"] <= 100
+    assert document["published"]["cuhk-pedes"][0]["R@1"] == 73.38
+
+
+def test_eval_takes_the_latest_run_another_split_and_a_checkpoint_file(trained):
+    latest = json.loads(run("eval", "--json", "--split", "val").stdout)["results"][0]
+    by_file = json.loads(run("eval", trained / "best.safetensors", "--json", "--split", "val").stdout)["results"][0]
+    assert latest["queries"] == 8
+    assert {**latest, "model": 0} == {**by_file, "model": 0}
+    kept = json.loads((trained / "result.json").read_text())["evaluation"]["text_to_image"]
+    assert latest["R@1"] == pytest.approx(kept["recall"]["1"], abs=0.01)
+    assert latest["mAP"] == pytest.approx(kept["mean_ap"], abs=0.01)
+
+
+def test_eval_of_several_runs_adds_mean_and_deviation(trained):
+    run("train", *MINIATURE, "--seed", "1", "--output", "runs/b")
+    rows = json.loads(run("eval", "runs/a", "runs/b", "--json").stdout)["results"]
+    first, second = (row["mAP"] for row in rows[:4] if row["direction"] == "text_to_image")
+    summary = next(row for row in rows[4:] if row["direction"] == "text_to_image")
+    assert summary["mAP"] == pytest.approx((first + second) / 2, abs=0.01)
+    assert summary["std"]["mAP"] == pytest.approx(abs(first - second) / 2**0.5, abs=0.01)
+    assert "±" in run("eval", "runs/a", "runs/b").stdout
+
+
+def test_eval_saves_the_ranks_of_each_query(trained):
+    run("eval", "runs/a", "--save-ranks", "ranks.jsonl")
+    lines = [json.loads(line) for line in Path("ranks.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert {"caption", "pid", "hits"} == lines[0].keys()
+    scores = [hit["score"] for hit in lines[0]["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    assert Path(lines[0]["hits"][0]["path"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["runs/a", "--split", "vali"], 3, "train, val, test"),
+        (["nowhere"], 3, "no such run"),
+        (["runs/a", "--data", "cuhk-peds"], 2, "cuhk-pedes"),
+        (["runs/a", "runs/a", "--save-ranks", "x"], 2, "one model"),
+    ],
+)
+def test_eval_explains_bad_input(trained, arguments, exit_code, message):
+    assert message in run("eval", *arguments, exit_code=exit_code).stderr
+
+
+def test_eval_without_a_run_explains_the_two_ways_forward(home):
+    stderr = run("eval", exit_code=2).stderr
+    assert "tiprctl train" in stderr
+    assert "ViT-B-16/openai" in stderr
+
+
+def test_an_image_that_vanished_is_named(trained):
+    gone = next(Path("data/CUHK-PEDES/imgs").rglob("012_0.jpg"))
+    gone.unlink()
+    assert "012_0.jpg" in run("eval", "runs/a", exit_code=3).stderr
+
+
+def test_unexpected_faults_are_one_line_unless_verbose(home, monkeypatch):
+    monkeypatch.setattr("tiprctl.data.manifest.find_manifest", lambda *_: 1 / 0)
+    short = run("train", exit_code=1).stderr
+    assert "ZeroDivisionError" in short
+    assert "Traceback" not in short
+    assert "Traceback" in run("train", "-v", exit_code=1).stderr
+
+
+def test_version_help_and_misspelt_commands():
+    assert run("--version").stdout.startswith("tiprctl ")
+    for command in ("prepare", "train", "eval", "query", "demo"):
+        lines = [line.strip() for line in run(command, "-h").stdout.splitlines() if line.strip()]
+        assert any(line.startswith(f"tiprctl {command}") for line in lines[1:5])
+    assert "train" in run("trian", exit_code=2).stderr
