@@ -83,7 +83,7 @@ def test_no_data_set_says_how_to_make_one(tmp_path, monkeypatch):
         (["--recipe", "sen2"], "no recipe named 'sen2'"),
         (["--aux", "triplett"], "Did you mean triplet?"),
         (["--losses", "sdm,sdm"], "named twice"),
-        (["--model", "tinny", "--pretrained", "none"], "Did you mean tiny?"),
+        (["--model", "tinny", "--pretrained", "none", "--batch-size", "4"], "Did you mean tiny?"),
         (["--batch-size", "400"], "at most 16"),
         (["--lr", "-1"], "optim.lr"),
         (["--device", "tpu9"], "--device"),
