@@ -55,6 +55,27 @@ def test_train_shows_a_row_an_epoch_with_its_objectives(home):
     assert float(first[1]) > 0
 
 
+def test_tensorboard_gets_the_figures_where_it_is_installed(home, monkeypatch):
+    from tiprctl.cli import training_view
+
+    class Board:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *problem):
+            written.append("closed")
+
+        def add_scalar(self, name, value, epoch):
+            written.append((name, epoch))
+
+    written = []
+    monkeypatch.setattr(training_view, "find_spec", lambda name: name == "tensorboard")
+    monkeypatch.setattr(training_view, "_board", lambda folder: Board())
+    run("train", *MINIATURE)
+    assert {("itc", 1), ("lr", 1), ("val R@1", 1)} <= set(written)
+    assert written[-1] == "closed"
+
+
 def test_quiet_leaves_only_the_result(home):
     result = run("train", *MINIATURE, "-q")
     assert result.stderr == ""

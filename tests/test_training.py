@@ -177,9 +177,10 @@ def test_images_from_disk_and_from_memory_are_the_same(cuhk_manifest):
     assert all(torch.equal(a, b) for a, b in zip(from_disk, from_memory, strict=True))
 
 
-def test_mixed_precision_stays_near_float32(cuhk_manifest, tmp_path):
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_stays_near_float32(cuhk_manifest, tmp_path, amp):
     trainer(cuhk_manifest, tmp_path / "full", amp="off").run()
-    trainer(cuhk_manifest, tmp_path / "half", amp="bf16").run()
+    trainer(cuhk_manifest, tmp_path / "half", amp=amp).run()
     full, half = (metrics(tmp_path / name)[0]["losses"] for name in ("full", "half"))
     assert half["itc"] == pytest.approx(full["itc"], rel=0.01)
     assert half["itc"] != full["itc"]

@@ -1,0 +1,57 @@
+import shlex
+import subprocess
+
+import pytest
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+
+
+@pytest.fixture
+def steps(monkeypatch, tmp_path):
+    """The commands that the demo runs, instead of running them; `steps.fails_at` names one that fails."""
+
+    class Steps(list):
+        fails_at, code = "", 0
+
+    taken = Steps()
+
+    def record(command, **_):
+        taken.append(command[3:])
+        return subprocess.CompletedProcess(command, taken.code if command[3] == taken.fails_at else 0)
+
+    monkeypatch.setattr(subprocess, "run", record)
+    monkeypatch.chdir(tmp_path)
+    return taken
+
+
+def test_the_demo_goes_the_whole_way_and_shows_each_step_as_a_user_would_type_it(steps, tmp_path):
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 0
+    assert [step[0] for step in steps] == ["prepare", "train", "eval", "query", "query", "query", "query"]
+    shown = [line for line in result.stderr.splitlines() if line.startswith("$ ")]
+    assert [shlex.split(line)[2:] for line in shown] == steps
+    assert (tmp_path / "demo" / "queries.txt").read_text().splitlines()[0] == "woman in red coat"
+    assert "demo/sheet.png" in result.stderr
+
+
+def test_each_step_is_a_command_that_the_program_understands(steps, monkeypatch):
+    CliRunner().invoke(app, ["demo"])
+    monkeypatch.undo()
+    for step in list(steps):
+        result = CliRunner().invoke(app, [*step, "--no-such-option"])
+        assert "No such option: --no-such-option" in result.stderr
+
+
+def test_a_step_that_fails_ends_the_demo_and_is_named(steps):
+    steps.fails_at, steps.code = "train", 3
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 1
+    assert len(steps) == 2
+    assert "tiprctl train synth-pedes" in result.stderr
+    assert "exit code 3" in result.stderr
+
+
+def test_ctrl_c_in_a_step_interrupts_the_demo(steps):
+    steps.fails_at, steps.code = "prepare", 130
+    assert CliRunner().invoke(app, ["demo"]).exit_code == 130
