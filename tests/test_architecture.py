@@ -21,6 +21,7 @@ FLOORS = (
         "tiprctl.pixels",
         "tiprctl.precision",
         "tiprctl.interrupt",
+        "tiprctl.cores",
     ),
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),

@@ -32,3 +32,8 @@ def stop_signal() -> Iterator[StopFlag]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def ignore_interrupt(worker: int = 0) -> None:
+    """Leave Ctrl-C to the parent process, which stops its workers; run in a worker (of that number) as it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
