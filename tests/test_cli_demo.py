@@ -1,5 +1,9 @@
+import os
 import shlex
+import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -16,11 +20,16 @@ def steps(monkeypatch, tmp_path):
 
     taken = Steps()
 
-    def record(command, **_):
-        taken.append(command[3:])
-        return subprocess.CompletedProcess(command, taken.code if command[3] == taken.fails_at else 0)
+    class Recorded:
+        def __init__(self, command):
+            self.command = command
+            taken.append(command[3:])
 
-    monkeypatch.setattr(subprocess, "run", record)
+        def wait(self):
+            return taken.code if self.command[3] == taken.fails_at else 0
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     return taken
 
@@ -50,6 +59,26 @@ def test_a_step_that_fails_ends_the_demo_and_is_named(steps):
     assert len(steps) == 2
     assert "tiprctl train synth-pedes" in result.stderr
     assert "exit code 3" in result.stderr
+
+
+def test_ctrl_c_leaves_a_step_the_time_to_save(tmp_path, monkeypatch):
+    slow = (
+        "import pathlib, signal, time\n"
+        "def save(*_): time.sleep(1); pathlib.Path('saved').touch(); raise SystemExit(130)\n"
+        "signal.signal(signal.SIGINT, save); pathlib.Path('ready').touch(); time.sleep(60)"
+    )
+    demo = (
+        "import subprocess, sys; from tiprctl.cli.app import app\n"
+        "popen = subprocess.Popen\n"
+        f"subprocess.Popen = lambda command: popen([sys.executable, '-c', {slow!r}])\n"
+        "app(['demo'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", demo], cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    assert (tmp_path / "saved").exists()
 
 
 def test_ctrl_c_in_a_step_interrupts_the_demo(steps):

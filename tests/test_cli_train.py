@@ -50,9 +50,10 @@ def test_train_needs_no_name_when_one_data_set_is_prepared(home):
 def test_train_shows_a_row_an_epoch_with_its_objectives(home):
     result = run("train", "cuhk-pedes", *MINIATURE, "--losses", "sdm,id", "--aux", "triplet", "--epochs", "2")
     header, first, second = [line.split() for line in result.stderr.splitlines() if "epoch" in line or "/2" in line][:3]
-    assert header[:5] == ["epoch", "sdm", "id", "triplet", "lr"]
+    assert " ".join(header) == "epoch sdm id triplet lr pairs/s val R@1 val mAP"
     assert (first[0], second[0]) == ("1/2", "2/2")
     assert float(first[1]) > 0
+    assert 0 <= float(first[6]) <= 100
 
 
 def test_tensorboard_gets_the_figures_where_it_is_installed(home, monkeypatch):
@@ -143,6 +144,32 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(home):
     assert done.stdout == ""
     assert run("train", "--resume", "runs/b").stdout.strip() == "runs/b"
     assert "finished" in run("train", "--resume", "runs/b", exit_code=2).stderr
+
+
+def test_settings_meant_for_new_runs_do_not_stop_a_resumed_one(home, monkeypatch):
+    monkeypatch.setenv("TIPRCTL_TRAIN_EPOCHS", "7")
+    Path("tiprctl.toml").write_text("[train]\nseed = 5\n")
+    run("train", *MINIATURE, "--output", "runs/a")
+    (home / "runs" / "a" / "result.json").unlink()
+    run("train", "--resume", "runs/a")
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(home, monkeypatch):
+    from tiprctl.cli import train
+
+    class Stopped(train.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 2)
+
+    monkeypatch.setattr(train, "datetime", Stopped)
+    names = [run("train", *MINIATURE).stdout.strip() for _ in range(2)]
+    assert names == ["runs/cuhk-pedes-synth-20260102-000000", "runs/cuhk-pedes-synth-20260102-000000-2"]
+
+
+def test_a_training_that_does_not_begin_leaves_no_folder(home):
+    run("train", "--device", "tpu9", exit_code=2)
+    assert list((home / "runs").iterdir()) == []
 
 
 def test_resume_of_what_is_no_run_is_refused(home):

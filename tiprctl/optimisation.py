@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from tiprctl.config import OptimConfig
@@ -50,6 +50,22 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group `rate` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
+
+
+def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict]]:
+    """The optimiser's state as tensors with names, and its groups as plain values: what a checkpoint can hold."""
+    state = optimizer.state_dict()
+    tensors = {f"{index}.{key}": value for index, values in state["state"].items() for key, value in values.items()}
+    return tensors, state["param_groups"]
+
+
+def unpack_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], groups: list[dict]) -> None:
+    """Give the optimiser the state that `pack_optimizer` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _with_bias(module: nn.Module) -> Iterable[tuple[nn.Parameter, bool]]:

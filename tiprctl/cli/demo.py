@@ -11,9 +11,12 @@ from typing import Annotated
 import typer
 
 from tiprctl.cli import render
+from tiprctl.data.catalog import data_home
 from tiprctl.errors import TiprError
 from tiprctl.files import write_text
+from tiprctl.interrupt import stop_signal
 
+INTERRUPTED = 130
 SENTENCES = (
     "woman in red coat",
     "a man in a white shirt and blue jeans with a black backpack",
@@ -31,22 +34,24 @@ def demo(
     """
     queries, sheet = output / "queries.txt", output / "sheet.png"
     write_text(queries, "\n".join(SENTENCES) + "\n")
-    gallery = ["--gallery", str(Path("data", "synth-pedes", "imgs", "test"))]
+    gallery = ["--gallery", str(data_home() / "synth-pedes" / "imgs" / "test")]
     steps = [
-        ["prepare", "synth-pedes", "--root", str(Path("data", "synth-pedes"))],
-        ["train", "synth-pedes", "--root", str(Path("data", "synth-pedes"))],
+        ["prepare", "synth-pedes"],
+        ["train", "synth-pedes"],
         ["eval", "runs/latest"],
         *(["query", sentence, *gallery, "--top", "3"] for sentence in SENTENCES),
         ["query", "--queries", str(queries), *gallery, "--top", "8", "--sheet", str(sheet)],
     ]
     for step in steps:
         render.heading("$ " + shlex.join(["tiprctl", *step]))
-        done = subprocess.run([sys.executable, "-m", "tiprctl", *step], check=False)
-        if done.returncode == 130:
+        # A step decides itself what Ctrl-C means (training saves first), so wait for it.
+        with stop_signal() as stopped:
+            code = subprocess.Popen([sys.executable, "-m", "tiprctl", *step]).wait()
+        if stopped or code == INTERRUPTED:
             raise KeyboardInterrupt
-        if done.returncode:
+        if code:
             raise TiprError(
-                f"The step ended with exit code {done.returncode}",
+                f"The step ended with exit code {code}",
                 where=shlex.join(["tiprctl", *step]),
                 remedy="Its own message above says why; run the command again with -v for more.",
             )

@@ -18,6 +18,9 @@ _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 _verbosity = 0
 
+UNFOLDED = 500
+"""Columns off a terminal: more than any row needs."""
+
 
 def set_verbosity(level: int) -> None:
     """-1 quiet, 0 normal, 1 verbose."""
@@ -72,8 +75,8 @@ def result_json(document: Any) -> None:
 
 
 def result_table(table: Table) -> None:
-    """The result as a table on stdout."""
-    _out.print(table)
+    """The result as a table on stdout; off a terminal as wide as it needs, so that no path is folded."""
+    _out.print(table, width=None if _out.is_terminal else UNFOLDED, crop=False)
 
 
 def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +36,7 @@ class SelectOn(StrEnum):
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
     recipe: Annotated[str | None, typer.Option(help="A method.", show_default="the data set's own")] = None,
     aux: Annotated[str | None, typer.Option(help="Objectives to add, separated by commas.")] = None,
@@ -78,13 +82,8 @@ def train(
         "amp": amp and amp.value,
         "select_on": select_on and select_on.value,
     }
-    if resume is not None and (data or recipe or aux or losses or any(value is not None for value in changes.values())):
-        raise UsageError(
-            "A resumed run keeps its own data set and settings",
-            where="--resume",
-            remedy="Leave out everything that describes the training, or start a new run without --resume.",
-        )
     if resume is not None:
+        _refuse_settings(ctx)
         config, manifest, folder = _continued(resume, root)
     else:
         config, manifest, folder = _planned(data, root, recipe, losses, aux, changes, output)
@@ -93,11 +92,42 @@ def train(
     from tiprctl.precision import find_device
     from tiprctl.training import Trainer
 
-    render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
-    with TrainingView() as view:
+    with TrainingView() as view, _made(folder, exclusive=resume is None and output is None) as folder:
+        render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
         trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers, listener=view)
         result = trainer.run()
     _report(result)
+
+
+def _refuse_settings(ctx: typer.Context) -> None:
+    """A resumed run keeps what it began with; settings from variables and files meant other runs and do not count."""
+    technical = {"resume", "root", "workers", "device", "verbose", "quiet"}
+    typed = [name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+    if set(typed) - technical:
+        raise UsageError(
+            "A resumed run keeps its own data set and settings",
+            where=", ".join(sorted(set(typed) - technical)),
+            remedy="Leave these out, or start a new run without --resume.",
+        )
+
+
+@contextmanager
+def _made(folder: Path, *, exclusive: bool) -> Iterator[Path]:
+    """The run's folder, made; `exclusive` takes another name where a run of the same second has it.
+
+    A folder in which nothing came about is removed again.
+    """
+    names = chain([folder.name], (f"{folder.name}-{number}" for number in count(2))) if exclusive else [folder.name]
+    for name in names:
+        folder = folder.with_name(name)
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _planned(
@@ -123,9 +153,8 @@ def _planned(
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = output or RUNS / f"{manifest.dataset}-{config.recipe}-{time}"
     if (folder / RUN).exists():
-        raise UsageError(
-            "There is a run in this folder", where=folder, remedy="Continue it with --resume, or choose another."
-        )
+        remedy = "Continue it with --resume, or choose another."
+        raise UsageError("There is a run in this folder", where=folder, remedy=remedy)
     return config, manifest, folder
 
 

@@ -60,6 +60,12 @@ def _identity_batches(pids: np.ndarray, batch_size: int, per_identity: int, gene
     shuffled = [groups[i] for i in generator.permutation(len(groups))]
     per_batch = batch_size // per_identity
     count = len(shuffled) // per_batch
+    if count == 0:
+        raise UsageError(
+            f"The training split gives {len(groups)} groups of {per_identity} captions, fewer than a batch of {batch_size}",
+            where="--batch-size",
+            remedy=f"Choose a batch size of at most {len(groups) * per_identity}.",
+        )
     return [np.concatenate(shuffled[i * per_batch : (i + 1) * per_batch]) for i in range(count)]
 
 

@@ -31,7 +31,12 @@ class Losses:
 
 
 class Composition(nn.Module):
-    """A method: an encoder and its weighted objectives, each active in its share of the training."""
+    """A method: an encoder and its weighted objectives, each active in its share of the training.
+
+    Raises:
+        UsageError: an objective is unknown, its options are wrong, or two that are active together want different
+            masks of the same kind.
+    """
 
     def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
         super().__init__()
@@ -39,10 +44,16 @@ class Composition(nn.Module):
         self.configs = tuple(configs)
         spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities)
         self.objectives = nn.ModuleDict({config.name: _build(config, spec) for config in self.configs})
+        for config in self.configs:
+            self.needs(config.start)
 
     def active(self, progress: float) -> list[ObjectiveConfig]:
         """The objectives that take part at `progress`, the share of all steps that is done."""
         return [config for config in self.configs if config.start <= progress < config.stop]
+
+    def needs(self, progress: float) -> Needs:
+        """What the objectives that are active at `progress` need together."""
+        return reduce(Needs.merge, (self.objectives[config.name].needs() for config in self.active(progress)), Needs())
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -52,11 +63,9 @@ class Composition(nn.Module):
 
     def forward(self, batch: PairBatch, progress: float, generator: Generator) -> Losses:
         """The losses of a batch; masks are drawn from `generator`."""
-        active = self.active(progress)
-        needs = reduce(Needs.merge, (self.objectives[config.name].needs() for config in active), Needs())
-        encodings = encode(self.encoder, batch.pixels, batch.token_ids, needs, generator)
+        encodings = encode(self.encoder, batch.pixels, batch.token_ids, self.needs(progress), generator)
         total, parts = encodings.similarity.new_zeros(()), {}
-        for config in active:
+        for config in self.active(progress):
             output = self.objectives[config.name](encodings, batch)
             total = total + config.weight * output.loss
             parts[config.name] = output.loss.detach()
