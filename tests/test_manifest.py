@@ -148,6 +148,14 @@ def test_find_by_data_set_folder_and_path(tmp_path, monkeypatch):
     assert find_manifest("folder", None).root == crops
 
 
+def test_an_explicit_root_goes_before_a_folder_of_that_name_here(tmp_path, monkeypatch):
+    named = prepare(tmp_path / "home", "crops", "folder")
+    here = prepare(tmp_path / "here", "crops", "folder")
+    monkeypatch.chdir(here.parent)
+    assert find_manifest("crops", named.parent).root == named
+    assert find_manifest("crops", None).root.resolve() == here.resolve()
+
+
 def test_find_without_a_name_takes_the_only_one(tmp_path, monkeypatch):
     monkeypatch.delenv("TIPRCTL_DATA", raising=False)
     monkeypatch.chdir(tmp_path)

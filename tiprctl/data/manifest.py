@@ -133,14 +133,15 @@ def find_manifest(name: str | None, root: Path | None) -> Manifest:
     """The prepared data set that `name` means, or the only one there is.
 
     Args:
-        name: a data set's name, the name of its folder, or the path of that folder; None takes the only one.
+        name: a data set's name, the name of its folder, or, without `root`, the path of that folder; None takes the
+            only one.
         root: a data set's folder or a folder of data sets; default `$TIPRCTL_DATA`, else `./data`.
 
     Raises:
         InputError: none is prepared, or not this one; says how to prepare it.
         UsageError: several fit, which are listed; or the name is misspelt.
     """
-    if name is not None and (Path(name) / FILE_NAME).is_file():
+    if name is not None and root is None and (Path(name) / FILE_NAME).is_file():
         return read_manifest(name)
     home = data_home() if root is None else root
     prepared = {folder: _dataset_of(folder / FILE_NAME) for folder in _prepared_folders(home)}
