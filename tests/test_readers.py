@@ -150,8 +150,40 @@ def test_folder_without_pid_and_split(tmp_path):
 
 def test_folder_json_lines(tmp_path):
     file = tmp_path / "captions.jsonl"
-    file.write_text('{"path": "x/a.jpg", "caption": "One."}\n\n{"path": "b.jpg", "caption": "Two.", "pid": 4}\n')
-    assert read("folder", file) == [Record("test", 0, "x/a.jpg", ("One.",)), Record("test", 4, "b.jpg", ("Two.",))]
+    file.write_text(
+        '{"path": "x/a.jpg", "caption": "One.", "pid": 7}\n\n{"path": "b.jpg", "caption": "Two.", "pid": 4}'
+    )
+    assert read("folder", file) == [Record("test", 7, "x/a.jpg", ("One.",)), Record("test", 4, "b.jpg", ("Two.",))]
+
+
+@pytest.mark.parametrize(("first", "second", "said"), [("", ', "pid": 0', 'has a "pid"'), (', "pid": 0', "", "has no")])
+def test_folder_refuses_a_pid_on_some_rows_only(tmp_path, first, second, said):
+    """Else the number given to the one person and the number made up for the other would be the same."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"path": "a.jpg", "caption": "x"{first}}}\n{{"path": "b.jpg", "caption": "x"{second}}}\n')
+    assert failure("folder", file).what.startswith(f"Line 2 {said}")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[" * 100_000 + "]" * 100_000, " is too deeply nested"),
+        ("9" * 5000, " has a number of too many digits"),
+    ],
+)
+def test_json_beyond_the_parser(tmp_path, value, said):
+    record = f'{{"split": "test", "captions": ["x"], "caption": "x", "file_path": "a", "path": "a", "id": {value}}}'
+    (tmp_path / "reid_raw.json").write_text(f"[{record}]")
+    assert failure("cuhk-pedes", tmp_path / "reid_raw.json").what == f"The file{said}"
+    (tmp_path / "a.jsonl").write_text(f"\n{record}")
+    assert failure("folder", tmp_path / "a.jsonl").what == f"Line 2{said}"
+
+
+@pytest.mark.parametrize("digits", [20, 5000])
+def test_pid_of_too_many_digits_in_csv(tmp_path, digits):
+    file = tmp_path / "a.csv"
+    file.write_text(f"path,caption,pid\na.jpg,x,{'9' * digits}\n")
+    assert len(failure("folder", file).what) < 100
 
 
 @pytest.mark.parametrize(
@@ -205,6 +237,12 @@ def test_missing_data_set_says_where_to_get_it_and_how_it_lies(tmp_path, name):
     assert caught.value.where == str(tmp_path / DATA_SETS[name].folder)
     assert "github.com/" in caught.value.remedy
     assert f"{FILES[name]} and imgs/ side by side" in caught.value.remedy
+
+
+def test_own_images_have_no_usual_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.csv").touch()
+    assert locate(DATA_SETS["folder"], tmp_path, tmp_path / "mine.csv") == (tmp_path, tmp_path / "mine.csv")
 
 
 def test_annotation_file_from_elsewhere(tmp_path):

@@ -37,7 +37,7 @@ def locate(dataset: DataSet, root: Path | None, annotation: Path | None = None) 
     """The folder of a data set and its annotation file.
 
     Args:
-        root: its folder, or a folder that holds it under its usual name; default `data_home()`.
+        root: its folder, or a folder that holds it under its usual name, if it has one; default `data_home()`.
         annotation: the annotation file, where it is not in the folder under one of its usual names.
 
     Raises:
@@ -47,10 +47,9 @@ def locate(dataset: DataSet, root: Path | None, annotation: Path | None = None) 
     if annotation is not None:
         if not annotation.is_file():
             raise InputError("There is no such annotation file", where=annotation, remedy="Check the path.")
-        folder = _child(given, dataset.folder) or given
-        if not folder.is_dir():
+        if not given.is_dir():
             raise _missing(dataset, given)
-        return folder, annotation
+        return _child(given, dataset.folder) or given, annotation
     for folder in (given, _child(given, dataset.folder)):
         for name in dataset.annotations:
             if folder is not None and (folder / name).is_file():
@@ -58,9 +57,9 @@ def locate(dataset: DataSet, root: Path | None, annotation: Path | None = None) 
     raise _missing(dataset, given)
 
 
-def _child(folder: Path, name: str) -> Path | None:
+def _child(folder: Path, name: str | None) -> Path | None:
     """The subfolder of that name, in any case of letters."""
-    if not folder.is_dir():
+    if name is None or not folder.is_dir():
         return None
     return next(
         (each for each in sorted(folder.iterdir()) if each.name.lower() == name.lower() and each.is_dir()), None
@@ -69,7 +68,7 @@ def _child(folder: Path, name: str) -> Path | None:
 
 def _missing(dataset: DataSet, given: Path) -> InputError:
     file = dataset.annotations[0]
-    if dataset.name == "folder":
+    if dataset.folder is None:
         remedy = "Name the images' folder with --root and the table of captions with --captions."
         return InputError(f"There is no {file} with captions of your own images", where=given, remedy=remedy)
     folder = given if given.name.lower() == dataset.folder.lower() else given / dataset.folder

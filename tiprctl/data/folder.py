@@ -2,37 +2,46 @@
 
 Columns: `path` (relative to the data set's root) and `caption`, one row a caption; `pid` (a whole number: the person
 shown) and `split` (train, val or test) may be left out. Without `pid` each image counts as a person of its own;
-without `split` everything is `test`. Other columns are ignored.
+without `split` everything is `test`. JSON lines give a `pid` in every row or in none. Other columns are ignored.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tiprctl.data.records import DataSet, Fields, Record, read_utf8
+from tiprctl.data.records import DataSet, Fields, Record, parse_json, read_utf8
 from tiprctl.errors import InputError
 
 REQUIRED = ("path", "caption")
 COLUMNS = (*REQUIRED, "pid", "split")
+
+_JSON_REMEDY = f"Give one JSON object a line with {', '.join(COLUMNS)}, or name a table in CSV `.csv`."
 
 
 def read(file: Path) -> list[Record]:
     """The records of a caption table, one an image: rows of the same path, identity and split are joined.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or a line of it is malformed.
+        InputError: the file cannot be read, lacks a column, numbers only some of its persons, or a line of it is
+            malformed.
     """
     rows = _csv_rows(file) if file.suffix.lower() == ".csv" else _json_rows(file)
     captions: dict[tuple[str, int, str], list[str]] = {}
     numbers: dict[str, int] = {}
+    numbered: bool | None = None
     for row in rows:
         path = row.path("path")
-        pid = row.pid("pid") if "pid" in row.values else numbers.setdefault(path, len(numbers))
+        if numbered not in (None, "pid" in row.values):
+            # Numbers of our own would fall among the given ones and make one person of two.
+            raise row.error(
+                f'has {"no" if numbered else "a"} "pid", unlike the rows before it: give all of them or none'
+            )
+        numbered = "pid" in row.values
+        pid = row.pid("pid") if numbered else numbers.setdefault(path, len(numbers))
         split = row.split() if "split" in row.values else "test"
         captions.setdefault((path, pid, split), []).append(row.take("caption", str))
     return [Record(split, pid, path, tuple(texts)) for (path, pid, split), texts in captions.items()]
@@ -62,22 +71,15 @@ def _csv_row(values: dict[str | None, Any], file: Path, place: str) -> Fields:
         try:
             row.values["pid"] = int(values["pid"])
         except ValueError as error:
-            raise row.error(f'has "{values["pid"]}" as "pid" where a whole number belongs') from error
+            raise row.error(f'has "{values["pid"]:.30}" as "pid" where a whole number belongs') from error
     return row
 
 
 def _json_rows(file: Path) -> Iterator[Fields]:
     for number, line in enumerate(io.StringIO(read_utf8(file)), start=1):
         if line.strip():
-            yield Fields(_json_value(line, file, number), file, f"Line {number}")
-
-
-def _json_value(line: str, file: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        remedy = f"Give one JSON object a line with {', '.join(COLUMNS)}, or name a table in CSV `.csv`."
-        raise InputError(f"Line {number} is not JSON: {error.msg}", where=file, remedy=remedy) from error
+            place = f"Line {number}"
+            yield Fields(parse_json(line, file, place, remedy=_JSON_REMEDY), file, place)
 
 
 def _require_columns(found: Any, file: Path) -> None:
@@ -92,7 +94,7 @@ def _require_columns(found: Any, file: Path) -> None:
 
 FOLDER = DataSet(
     name="folder",
-    folder="folder",
+    folder=None,
     annotations=("captions.csv", "captions.jsonl"),
     read=read,
     source="your own images",

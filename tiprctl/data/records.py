@@ -44,7 +44,7 @@ class DataSet:
 
     Args:
         name: as typed on the command line.
-        folder: its usual folder's name.
+        folder: its usual folder's name; None for a data set that has none.
         annotations: names that its annotation file goes by, the usual one first.
         read: turns the annotation file into records.
         source: where to get it, one clause without a final full stop.
@@ -52,7 +52,7 @@ class DataSet:
     """
 
     name: str
-    folder: str
+    folder: str | None
     annotations: tuple[str, ...]
     read: Callable[[Path], list[Record]]
     source: str
@@ -147,7 +147,8 @@ def read_objects(file: Path) -> Iterator[Fields]:
     Raises:
         InputError: the file is missing, not UTF-8, not JSON, not a list, or one of its elements is not an object.
     """
-    objects = _parse(read_utf8(file), file)
+    remedy = "It may be cut short: copy it again from its source."
+    objects = parse_json(read_utf8(file), file, "The file", remedy=remedy)
     if not isinstance(objects, list):
         remedy = "This does not look like the annotation file; check its name."
         raise InputError(f"The file holds {_kind(objects)}, not a list of records", where=file, remedy=remedy)
@@ -170,12 +171,22 @@ def read_utf8(file: Path) -> str:
         raise InputError(f"Cannot read the file: {error.strerror}", where=file, remedy="Check the path.") from error
 
 
-def _parse(text: str, file: Path) -> Any:
+def parse_json(text: str, file: Path, place: str, *, remedy: str) -> Any:
+    """The value of a JSON text that stands at `place` in `file`.
+
+    Raises:
+        InputError: it is not JSON, or more than Python's parser takes on: very deeply nested, numbers of many digits.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        what = f"The file is not JSON: {error.msg}, line {error.lineno}, column {error.colno}"
-        raise InputError(what, where=file, remedy="It may be cut short: copy it again from its source.") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        what = f"{place} is not JSON: {error.msg}, {line}column {error.colno}"
+        raise InputError(what, where=file, remedy=remedy) from error
+    except RecursionError as error:
+        raise InputError(f"{place} is too deeply nested", where=file, remedy=remedy) from error
+    except ValueError as error:
+        raise InputError(f"{place} has a number of too many digits", where=file, remedy=remedy) from error
 
 
 def _kind(value: Any) -> str:
