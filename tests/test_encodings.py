@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 
+from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
 from tiprctl.models.clip import Clip
 from tiprctl.models.encodings import ImageMask, Needs, encode
@@ -107,3 +108,16 @@ def test_kept_patches_are_drawn_per_image_evenly_and_in_order():
 def test_grey_weighs_the_channels():
     image = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
     assert grey(image).flatten().tolist() == pytest.approx([0.2989 + 2 * 0.5870 + 4 * 0.1140] * 3)
+
+
+def test_masks_that_clash_are_refused_when_the_method_is_put_together(monkeypatch):
+    from tiprctl.objectives import triplet
+    from tiprctl.objectives.identity import IdentityClassification
+
+    monkeypatch.setattr(IdentityClassification, "needs", lambda self: Needs(masked_image=ImageMask(0.7)))
+    monkeypatch.setattr(triplet.CrossModalTriplet, "needs", lambda self: Needs(masked_image=ImageMask(0.5)))
+    late = ObjectiveConfig(name="triplet", start=0.5)
+    with pytest.raises(UsageError, match="different views"):
+        Composition(tiny.encoder(), (ObjectiveConfig(name="id"), late), identities=3)
+    apart = ObjectiveConfig(name="id", stop=0.5)
+    assert Composition(tiny.encoder(), (apart, late), identities=3).needs(0.6).masked_image.ratio == 0.5

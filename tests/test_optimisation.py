@@ -1,22 +1,37 @@
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 from tiprctl.config import OptimConfig
+from tiprctl.models.clip import Clip
+from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives.base import Role
-from tiprctl.optimisation import build_optimizer, clip_gradients, parameter_groups, schedule_factor, set_learning_rate
+from tiprctl.objectives.composition import Composition
+from tiprctl.optimisation import (
+    build_optimizer,
+    clip_gradients,
+    pack_optimizer,
+    parameter_groups,
+    schedule_factor,
+    set_learning_rate,
+    unpack_optimizer,
+)
+from tiprctl.recipes import RECIPES
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "schedule.json").read_text())
+REFERENCES = Path(__file__).parent / "reference"
+SCHEDULE = json.loads((REFERENCES / "schedule.json").read_text())
 
 
 def test_the_published_schedule_is_met_epoch_by_epoch():
     config = OptimConfig()
     rates = [config.lr * schedule_factor(epoch + part, 60, config) for epoch in range(60) for part in (0, 0.99)]
-    torch.testing.assert_close(torch.tensor(rates[::2]), torch.tensor(REFERENCE["cosine"]))
+    torch.testing.assert_close(torch.tensor(rates[::2]), torch.tensor(SCHEDULE["cosine"]))
     assert rates[::2] == rates[1::2]
 
 
@@ -63,3 +78,28 @@ def test_gradients_are_clipped_to_the_limit_or_left():
         layer.weight.grad = torch.tensor([[3.0, 4.0]])
         clip_gradients(layer, limit)
         assert layer.weight.grad.norm() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_published_groups_are_met_parameter_by_parameter():
+    """IRRA's own assignment for the parameters that the baseline has, by its names."""
+    clip = Clip(replace(tiny.CLIP, vision_layers=2, text_layers=2))
+    composition = Composition(DualEncoder(clip), tiny.objectives("sdm", "id"), identities=3)
+    config = RECIPES["baseline"].optim
+    groups = parameter_groups(composition.roles(), config)
+    found = {id(p): (group["factor"], group["weight_decay"]) for group in groups for p in group["params"]}
+    ours = {
+        name.replace("encoder.clip.", "base_model.").replace("objectives.id.", ""): found[id(parameter)]
+        for name, parameter in composition.named_parameters()
+    }
+    published = json.loads((REFERENCES / "param_groups.json").read_text())
+    assert ours == {row["name"]: (row["lr_over_base"], row["weight_decay"]) for row in published}
+
+
+def test_the_state_survives_packing():
+    layer = nn.Linear(3, 2)
+    roles = [(Role.CLASSIFIER, layer)]
+    first, second = (build_optimizer(roles, OptimConfig(name="adamw")) for _ in range(2))
+    layer(torch.ones(1, 3)).sum().backward()
+    first.step()
+    unpack_optimizer(second, *pack_optimizer(first))
+    assert str(second.state_dict()) == str(first.state_dict())

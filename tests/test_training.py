@@ -14,7 +14,7 @@ from tiprctl.config import override
 from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
-from tiprctl.objectives.composition import Losses
+from tiprctl.optimisation import schedule_factor
 from tiprctl.runs import BEST, LAST, METRICS, RESULT, Run, latest_run
 from tiprctl.tokenizer import default_tokenizer
 from tiprctl.training import Listener, Trainer, selection_split
@@ -107,20 +107,79 @@ def test_other_data_are_refused_on_resume(cuhk_manifest, tmp_path):
         trainer(other, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["itc", "id"])
-def test_a_loss_that_is_not_finite_stops_with_step_and_objective(cuhk_manifest, tmp_path, monkeypatch, name):
-    training = trainer(cuhk_manifest, tmp_path)
-    forward = training.composition.forward
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_a_loss_that_is_not_finite_stops_with_step_and_objective(cuhk_manifest, tmp_path, monkeypatch, every):
+    monkeypatch.setattr("tiprctl.training.CHECK_EVERY", every)
+    training = trainer(cuhk_manifest, tmp_path, objectives=[{"name": "itc"}, {"name": "sdm", "weight": 0.0}])
+    step = training._step
 
-    def poisoned(batch, progress, generator):
-        losses = forward(batch, progress, generator)
-        parts = losses.parts | {name: torch.tensor(float("nan"))} if training.progress.step == 1 else losses.parts
-        return Losses(losses.total, parts)
+    def poisoned(batch):
+        if (training.progress.epoch, training.progress.step) == (1, 1):
+            with torch.no_grad():
+                training.composition.objectives["itc"].log_scale.fill_(float("nan"))
+        return step(batch)
 
-    monkeypatch.setattr(training.composition, "forward", poisoned)
-    with pytest.raises(TrainingError, match=f"loss {name} is nan at step 2 .epoch 1"):
+    monkeypatch.setattr(training, "_step", poisoned)
+    with pytest.raises(TrainingError, match=r"loss itc is nan at step 6 .epoch 2"):
         training.run()
-    assert not (tmp_path / BEST).exists()
+    tensors, header = read_checkpoint(tmp_path / LAST)
+    assert header["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path, Interrupting(after=1), objectives=[{"name": "itc"}])
+    with torch.no_grad():
+        training.composition.objectives["itc"].log_scale.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="step 1"):
+        training.run()
+    assert not (tmp_path / LAST).exists()
+
+
+def test_each_step_takes_the_scheduled_rate_and_clipped_gradients(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path, **{"optim.clip_norm": 0.01})
+    seen = []
+    step = training.optimizer.step
+
+    def spy(*args, **kwargs):
+        norms = [p.grad.norm() for p in training.composition.parameters() if p.grad is not None]
+        rates = {group["lr"] / group["factor"] for group in training.optimizer.param_groups}
+        seen.append((torch.stack(norms).norm().item(), *rates))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(training.optimizer, "step", spy)
+    training.run()
+    config, steps = training.config, training.batches.steps
+    assert [norm for norm, _ in seen] == pytest.approx([0.01] * len(seen), rel=1e-3)
+    expected = [config.optim.lr * schedule_factor(i / steps, 2, config.optim) for i in range(2 * steps)]
+    assert [rate for _, rate in seen] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "write_records"])
+def test_a_training_killed_while_an_epoch_is_measured_measures_it_again(cuhk_manifest, tmp_path, monkeypatch, moment):
+    trainer(cuhk_manifest, tmp_path / "whole").run()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"tiprctl.training.{moment}", killed)
+        trainer(cuhk_manifest, tmp_path / "killed").run()
+    trainer(cuhk_manifest, tmp_path / "killed").run()
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_a_run_begun_without_a_scaler_goes_on_in_fp16(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path, Interrupting(after=1), amp="off").run()
+    assert trainer(cuhk_manifest, tmp_path, amp="fp16").run().epoch is not None
+
+
+def test_the_scaler_is_taken_up_again(cuhk_manifest, tmp_path):
+    first = trainer(cuhk_manifest, tmp_path, Interrupting(after=1), amp="fp16")
+    first.run()
+    second = trainer(cuhk_manifest, tmp_path, amp="fp16")
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    assert second.scaler.state_dict()["_growth_tracker"] + second.scaler.state_dict()["scale"] != 65536.0
 
 
 def test_the_best_epoch_is_the_one_that_scores_best_on_val(cuhk_manifest, tmp_path):

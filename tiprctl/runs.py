@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +21,8 @@ from tiprctl.errors import InputError
 from tiprctl.files import write_text
 
 RUNS = Path("runs")
+LATEST = RUNS / "latest"
+"""The newest finished run, whether or not the link of that name could be made."""
 BEST, LAST, RUN, RESULT, METRICS = (
     "best.safetensors",
     "last.safetensors",
@@ -42,7 +45,8 @@ class Run:
         Raises:
             InputError: the folder holds no run, or a damaged one.
         """
-        return read_json(self.folder / RUN, "Name a run's folder, as in runs/latest.")
+        keys = {"config", "dataset", "data_root", "data_fingerprint"}
+        return read_json(self.folder / RUN, "Name a run's folder, as in runs/latest.", keys)
 
     @property
     def config(self) -> TrainConfig:
@@ -52,18 +56,18 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """What came out; None while the run is not finished."""
         file = self.folder / RESULT
-        return read_json(file, "Train it again.") if file.is_file() else None
+        return read_json(file, "Train it again.", {"finished"}) if file.is_file() else None
 
     @property
     def checkpoint(self) -> Path:
         """The weights to use: those of the selected epoch.
 
         Raises:
-            InputError: no epoch has been finished yet.
+            InputError: the folder holds no run, or no epoch has been finished yet.
         """
-        for name in (BEST, LAST):
-            if (self.folder / name).is_file():
-                return self.folder / name
+        written = [self.folder / name for name in (BEST, LAST) if self.info and (self.folder / name).is_file()]
+        if written:
+            return written[0]
         raise InputError(
             "The run has no checkpoint yet",
             where=self.folder,
@@ -72,18 +76,20 @@ class Run:
 
 
 def latest_run(runs: Path = RUNS) -> Run | None:
-    """The newest finished run under `runs`, None where there is none."""
-    finished = [file for file in runs.glob(f"*/{RESULT}") if not file.parent.is_symlink()]
-    return Run(max(finished, key=lambda file: file.stat().st_mtime).parent) if finished else None
+    """The run under `runs` that finished last by its own account, None where there is none."""
+    folders = [file.parent for file in runs.glob(f"*/{RESULT}") if not file.parent.is_symlink()]
+    return max(map(Run, folders), key=lambda run: (str(run.result["finished"]), run.folder), default=None)
 
 
 def mark_latest(run: Path) -> None:
-    """Let `latest` beside the run's folder point to it."""
-    link = run.parent / "latest"
+    """Let `latest` beside the run's folder point to it: a convenience for people, left out where it cannot be."""
     temporary = run.parent / f".latest.{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(run.name, target_is_directory=True)
-    temporary.replace(link)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(run.name, target_is_directory=True)
+        temporary.replace(run.parent / LATEST.name)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def describe_run(config: TrainConfig, *, dataset: str, root: Path, fingerprint: str) -> dict[str, Any]:
@@ -112,30 +118,31 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def append_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Add an epoch to `metrics.jsonl`."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(record) + "\n")
+def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `metrics.jsonl`, one line an epoch, atomically."""
+    write_text(file, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def trim_records(file: Path, epochs: int) -> None:
-    """Keep the first `epochs` lines: a later one belongs to an epoch that is trained again."""
-    if file.is_file():
-        write_text(file, "".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]))
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; none where there is no such file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def read_json(file: Path, remedy: str) -> Any:
-    """The JSON of a file.
+def read_json(file: Path, remedy: str, keys: Set[str]) -> dict[str, Any]:
+    """The JSON object of a file, which has at least `keys`.
 
     Raises:
         InputError: it is missing or damaged.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError("There is no such file", where=file, remedy=remedy) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"Damaged JSON: {error}", where=file, remedy=remedy) from error
+    if not isinstance(document, dict) or not document.keys() >= keys:
+        raise InputError(f"Not an object with {', '.join(sorted(keys))}", where=file, remedy=remedy)
+    return document
 
 
 def write_json(file: Path, document: Any) -> None:

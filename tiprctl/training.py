@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tiprctl.checkpoint import (
     ENCODER,
-    build_encoder,
+    empty_encoder,
     encoder_header,
     load_weights,
     read_checkpoint,
+    read_header,
     save_checkpoint,
     weights_fingerprint,
 )
@@ -28,9 +29,17 @@ from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import Evaluation, EvaluationData, evaluate
 from tiprctl.interrupt import StopFlag, stop_signal
+from tiprctl.models.building import build_encoder
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
-from tiprctl.optimisation import build_optimizer, clip_gradients, schedule_factor, set_learning_rate
+from tiprctl.optimisation import (
+    build_optimizer,
+    clip_gradients,
+    pack_optimizer,
+    schedule_factor,
+    set_learning_rate,
+    unpack_optimizer,
+)
 from tiprctl.precision import amp_dtype, autocast
 from tiprctl.runs import (
     BEST,
@@ -39,14 +48,15 @@ from tiprctl.runs import (
     RESULT,
     RUN,
     Run,
-    append_record,
     describe_run,
     mark_latest,
-    trim_records,
+    read_records,
     write_json,
+    write_records,
 )
 from tiprctl.tokenizer import default_tokenizer
 
+OPTIMIZER = "optimizer."
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -61,6 +71,11 @@ class EpochRecord:
     samples_per_second: float
     evaluation: Evaluation | None
     best: bool
+
+    @property
+    def score(self) -> float:
+        """What the selection compares: R@1, or without a selection split the epoch, so that the last one wins."""
+        return self.evaluation.text_to_image.recall[1] if self.evaluation else float(self.epoch)
 
 
 @dataclass(frozen=True)
@@ -85,30 +100,38 @@ class Listener:
         """A step over so many pairs is done."""
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """An epoch is done."""
+        """An epoch is done, measured and saved."""
+
+    def on_stop(self) -> None:
+        """Ctrl-C was pressed; the training stops after the present step."""
 
 
 @dataclass
 class Progress:
-    """Where a training stands; saved with the checkpoint, so that another process can go on from here."""
+    """Where a training stands; saved with the checkpoint, so that another process can go on from here.
+
+    `sums` and `counts` make the mean losses of the epoch under way; `trained` holds what is known of the last epoch
+    that was trained through, until it is measured.
+    """
 
     epoch: int = 0
     step: int = 0
-    best_score: float = -1.0
-    best_epoch: int = 0
-    best_evaluation: dict[str, Any] | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, Any] = field(default_factory=dict)
 
     def add(self, losses: Mapping[str, float]) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def means(self) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-    def next_epoch(self) -> None:
+    def close_epoch(self, *, learning_rate: float, samples_per_second: float) -> None:
+        self.trained = {
+            "epoch": self.epoch + 1,
+            "losses": {name: total / self.counts[name] for name, total in self.sums.items()},
+            "learning_rate": learning_rate,
+            "samples_per_second": samples_per_second,
+        }
         self.epoch, self.step, self.sums, self.counts = self.epoch + 1, 0, {}, {}
 
 
@@ -140,6 +163,7 @@ class Trainer:
         self.listener = listener or Listener()
         self.selected_on = selection_split(config, manifest)
         self.progress = Progress()
+        self.records: list[EpochRecord] = []
         self.batches = TrainingBatches(manifest.split("train"), config, default_tokenizer(), workers=workers)
         self.composition = self._compose()
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
@@ -163,12 +187,14 @@ class Trainer:
         self.batches.images.keep_if_small()
         judge = self._judge()
         self.listener.on_start(config=self.config, folder=self.folder, steps=steps * self.config.epochs, done=done)
-        with stop_signal() as stopped:
+        with stop_signal(self.listener.on_stop) as stopped:
+            self._measure(judge)
             while self.progress.epoch < self.config.epochs:
-                if not self._train_epoch(stopped):
-                    self._save(LAST, resumable=True)
+                finished = self._train_epoch(stopped)
+                self._save(LAST, resumable=True)
+                if not finished:
                     return TrainingResult(self.folder, True, self.selected_on, time.perf_counter() - started)
-                self._close_epoch(judge)
+                self._measure(judge)
         return self._finish(time.perf_counter() - started)
 
     def _description(self) -> dict[str, Any]:
@@ -176,10 +202,14 @@ class Trainer:
         return describe_run(self.config, dataset=manifest.dataset, root=manifest.root, fingerprint=manifest.fingerprint)
 
     def _compose(self) -> Composition:
-        """The encoder and its objectives; initial weights depend on the seed alone."""
+        """The encoder and its objectives; initial weights depend on the seed alone. A run goes on from its own."""
+        last = self.folder / LAST
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            encoder = build_encoder(self.config.model, torch.Generator().manual_seed(self.config.seed))
+            if last.is_file():
+                encoder = empty_encoder(read_header(last))
+            else:
+                encoder = build_encoder(self.config.model, torch.Generator().manual_seed(self.config.seed))
             composition = Composition(encoder, self.config.objectives, identities=self.batches.identities)
         return composition.to(self.device)
 
@@ -192,29 +222,36 @@ class Trainer:
     def _train_epoch(self, stopped: StopFlag) -> bool:
         """Train what is left of the epoch; False when it was asked to stop before the end."""
         self.composition.train()
-        self.epoch_started, self.epoch_samples = time.perf_counter(), 0
+        started, samples, rate = time.perf_counter(), 0, 0.0
         pending: list[dict[str, Tensor]] = []
         for batch in self.batches.epoch(self.progress.epoch, skip=self.progress.step, device=self.device):
+            rate = self._set_learning_rate()
             pending.append(self._step(batch).parts)
             self.progress.step += 1
-            self.epoch_samples += len(batch.pids)
+            samples += len(batch.pids)
             self.listener.on_step(len(batch.pids))
             if len(pending) == CHECK_EVERY or stopped:
                 self._look(pending)
             if stopped and self.progress.step < self.batches.steps:
                 return False
         self._look(pending)
+        speed = samples / (time.perf_counter() - started)
+        self.progress.close_epoch(learning_rate=rate, samples_per_second=speed)
         return True
+
+    def _epochs_done(self) -> float:
+        return self.progress.epoch + self.progress.step / self.batches.steps
+
+    def _set_learning_rate(self) -> float:
+        rate = self.config.optim.lr * schedule_factor(self._epochs_done(), self.config.epochs, self.config.optim)
+        set_learning_rate(self.optimizer, rate)
+        return rate
 
     def _step(self, batch: Any) -> Losses:
         """One descent on one batch."""
-        progress, steps = self.progress, self.batches.steps
-        epochs_done = progress.epoch + progress.step / steps
-        self.rate = self.config.optim.lr * schedule_factor(epochs_done, self.config.epochs, self.config.optim)
-        set_learning_rate(self.optimizer, self.rate)
-        generator = step_generator(self.config.seed, progress.epoch, progress.step, purpose=1)
+        generator = step_generator(self.config.seed, self.progress.epoch, self.progress.step, purpose=1)
         with autocast(self.device, self.dtype):
-            losses = self.composition(batch, epochs_done / self.config.epochs, generator)
+            losses = self.composition(batch, self._epochs_done() / self.config.epochs, generator)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.total).backward()
         self.scaler.unscale_(self.optimizer)
@@ -234,47 +271,50 @@ class Trainer:
                     raise TrainingError(
                         f"The loss {name} is {value} at step {step} (epoch {self.progress.epoch + 1})",
                         where=self.folder,
-                        remedy="Lower --lr, or train with --amp off; the last finished epoch is kept.",
+                        remedy="Lower --lr, or train with --amp off. What was saved before stays as it is.",
                     )
             self.progress.add(values)
         pending.clear()
 
-    def _close_epoch(self, judge: EvaluationData | None) -> None:
-        """Measure, record and save the finished epoch."""
-        seconds = time.perf_counter() - self.epoch_started
-        losses = self.progress.means()
-        self.progress.next_epoch()
-        epoch = self.progress.epoch
+    def _measure(self, judge: EvaluationData | None) -> None:
+        """Measure and record the last epoch that was trained through, unless that is done; keep it if it is the best.
+
+        Its weights are saved before: whoever stops the evaluation loses no training.
+        """
+        trained = self.progress.trained
+        if not trained or len(self.records) == trained["epoch"]:
+            return
         evaluation = evaluate(self._embedder(), judge) if judge else None
-        score = evaluation.text_to_image.recall[1] if evaluation else float(epoch)
-        best = score > self.progress.best_score
-        if best:
-            self.progress.best_score, self.progress.best_epoch = score, epoch
-            self.progress.best_evaluation = asdict(evaluation) if evaluation else None
+        record = EpochRecord(**trained, evaluation=evaluation, best=False)
+        if self.best is None or record.score > self.best.score:
+            record = replace(record, best=True)
             self._save(BEST, resumable=False)
-        record = EpochRecord(epoch, losses, self.rate, self.epoch_samples / seconds, evaluation, best)
-        append_record(self.folder / METRICS, asdict(record))
-        self._save(LAST, resumable=True)
+        self.records.append(record)
+        write_records(self.folder / METRICS, map(asdict, self.records))
         self.listener.on_epoch(record)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch that is selected so far."""
+        return next((record for record in reversed(self.records) if record.best), None)
 
     def _embedder(self) -> Embedder:
         return Embedder(self.composition.encoder, device=self.device, amp=self.config.amp)
 
     def _finish(self, seconds: float) -> TrainingResult:
-        epoch, stored = self.progress.best_epoch, self.progress.best_evaluation
+        best = self.best
         write_json(
             self.folder / RESULT,
             {
-                "epoch": epoch,
+                "epoch": best.epoch,
                 "selected_on": self.selected_on,
                 "seconds": round(seconds, 1),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "evaluation": stored,
+                "evaluation": asdict(best.evaluation) if best.evaluation else None,
             },
         )
         mark_latest(self.folder)
-        evaluation = from_dict(Evaluation, stored) if stored else None
-        return TrainingResult(self.folder, False, self.selected_on, seconds, epoch, evaluation)
+        return TrainingResult(self.folder, False, self.selected_on, seconds, best.epoch, best.evaluation)
 
     def _save(self, name: str, *, resumable: bool) -> None:
         """Write a checkpoint: encoder and objectives, and where it should be continued the optimiser as well."""
@@ -283,6 +323,8 @@ class Trainer:
             **encoder_header(self.composition.encoder),
             "config": to_dict(self.config),
             "dataset": self.manifest.dataset,
+            "data_root": str(self.manifest.root),
+            "data_fingerprint": self.manifest.fingerprint,
             "epoch": self.progress.epoch,
             "selected_on": self.selected_on,
             "fingerprint": weights_fingerprint(
@@ -290,17 +332,9 @@ class Trainer:
             ),
         }
         if resumable:
-            optimizer = self.optimizer.state_dict()
-            weights |= {
-                f"optimizer.{index}.{key}": value
-                for index, state in optimizer["state"].items()
-                for key, value in state.items()
-            }
-            header |= {
-                "progress": asdict(self.progress),
-                "scaler": self.scaler.state_dict(),
-                "groups": optimizer["param_groups"],
-            }
+            tensors, groups = pack_optimizer(self.optimizer)
+            weights |= {OPTIMIZER + key: tensor for key, tensor in tensors.items()}
+            header |= {"progress": asdict(self.progress), "scaler": self.scaler.state_dict(), "groups": groups}
         save_checkpoint(self.folder / name, weights, header)
 
     def _restore(self) -> None:
@@ -318,15 +352,16 @@ class Trainer:
                 remedy="Train anew, or prepare the data set as it was.",
             )
         tensors, header = read_checkpoint(file)
-        states: dict[int, dict[str, Tensor]] = {}
-        for name in [name for name in tensors if name.startswith("optimizer.")]:
-            _, index, key = name.split(".", 2)
-            states.setdefault(int(index), {})[key] = tensors.pop(name)
+        moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
         load_weights(self.composition, tensors, file)
-        self.optimizer.load_state_dict({"state": states, "param_groups": header["groups"]})
-        self.scaler.load_state_dict(header["scaler"])
+        unpack_optimizer(
+            self.optimizer, {name.removeprefix(OPTIMIZER): value for name, value in moments.items()}, header["groups"]
+        )
+        if header["scaler"]:
+            self.scaler.load_state_dict(header["scaler"])
         self.progress = Progress(**header["progress"])
-        trim_records(self.folder / METRICS, self.progress.epoch)
+        lines = read_records(self.folder / METRICS)[: self.progress.epoch]
+        self.records = [from_dict(EpochRecord, line) for line in lines]
 
 
 def selection_split(config: TrainConfig, manifest: Manifest) -> str:
