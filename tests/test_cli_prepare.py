@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
 from tiprctl.cli.app import app
-from tiprctl.data import synth_pedes
 from tiprctl.data.manifest import read_manifest
+from tiprctl.data.synth_pedes import Drawing, oracle
+from tiprctl.data.synth_pedes import drawing as drawing_module
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +113,20 @@ def test_check_writes_nothing(cuhk_root):
     assert len(read_manifest(cuhk_root).captions) == 31
 
 
+def test_check_takes_sizes_unlike_the_published_for_no_fault(cuhk_root):
+    result = run("cuhk-pedes", "--root", cuhk_root, "--check")
+    assert result.exit_code == 0
+    assert "published: 11,003 identities" in result.stderr
+    assert "exit 4 on any fault. Sizes unlike the published are none." in " ".join(
+        re.sub("[│|]", " ", run("--help").stdout).split()
+    )
+
+
+def test_help_tells_the_size_that_is_drawn():
+    text = run("--help").stdout
+    assert [f"default: ({number})" in text for number in (Drawing.ids, Drawing.val_ids, Drawing.test_ids)] == [True] * 3
+
+
 def test_folder_of_ones_own(cuhk_root, tmp_path):
     table = tmp_path / "mine.csv"
     table.write_text('path,caption\ncam_a/001_0.jpg,"A man, walking."\ncam_a/002_1.jpg,A woman.\n')
@@ -129,6 +145,7 @@ def test_folder_of_ones_own(cuhk_root, tmp_path):
         (["rstpreid"], 3, "rstpreid is not there: no data_captions.json"),
         (["cuhk-pedes", "--ids", "5"], 2, "--ids belongs to synth-pedes"),
         (["cuhk-pedes", "--report"], 2, "--report belongs to synth-pedes"),
+        (["synth-pedes", "--test-ids", "0", "--report"], 2, "--report measures the test split"),
         (["folder", "--captions", "none.csv"], 3, "There is no such annotation file"),
     ],
 )
@@ -169,17 +186,17 @@ def drawings(cuhk_root, monkeypatch) -> list[dict]:
     """A stand-in for the drawing of synth-pedes that copies the miniature data set and notes its arguments."""
     calls: list[dict] = []
 
-    def generate(root, *, on_image, workers, **arguments):
-        calls.append(arguments)
+    def generate(root, drawing, *, on_image, workers):
+        calls.append(asdict(drawing))
         for source in [*cuhk_root.glob("imgs/cam_a/*.jpg"), cuhk_root / "reid_raw.json"]:
             target = root / source.relative_to(cuhk_root)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
         on_image(16)
 
-    monkeypatch.setattr(synth_pedes, "generate", generate)
-    figures = synth_pedes.DifficultyReport("test", 4, 8, oracle_all=95.0, oracle_main=90.25, baseline=20.5)
-    monkeypatch.setattr(synth_pedes, "report", lambda root: figures)
+    monkeypatch.setattr(drawing_module, "generate", generate)
+    figures = oracle.DifficultyReport("test", 4, 8, oracle_all=95.0, oracle_main=90.25, baseline=20.5)
+    monkeypatch.setattr(oracle, "report", lambda root: figures)
     return calls
 
 
@@ -209,19 +226,19 @@ def test_synth_pedes_report_in_json(tmp_path, drawings):
 
 def test_interrupted_drawing_is_taken_up_again(tmp_path, drawings, monkeypatch):
     root = tmp_path / "new"
-    whole = synth_pedes.generate
+    whole = drawing_module.generate
 
-    def stop(root, **arguments):
-        whole(root, **arguments)
+    def stop(root, drawing, **options):
+        whole(root, drawing, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(synth_pedes, "generate", stop)
+        patch.setattr(drawing_module, "generate", stop)
         assert run("synth-pedes", "--root", root).exit_code == 130
     assert run("synth-pedes", "--root", root).exit_code == 0
     assert len(drawings) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(synth_pedes, "generate", stop)
+        patch.setattr(drawing_module, "generate", stop)
         assert run("synth-pedes", "--root", root, "--force").exit_code == 130
     assert manifests(root) == [], "it spoke of the former drawings"
     assert run("synth-pedes", "--root", root).exit_code == 0

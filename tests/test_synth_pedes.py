@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiprctl.data.synth_pedes import generate, report
+from tiprctl.data.synth_pedes import Drawing
 from tiprctl.data.synth_pedes.camera import Shot, photograph, sample_shots
-from tiprctl.data.synth_pedes.oracle import best_by_colour, oracle_recall
+from tiprctl.data.synth_pedes.drawing import draw
+from tiprctl.data.synth_pedes.oracle import best_by_colour, oracle_recall, report
 from tiprctl.data.synth_pedes.people import (
     ATTRIBUTES,
     COLOURS,
@@ -25,6 +26,7 @@ from tiprctl.data.synth_pedes.people import (
     hidden_attributes,
     unique_people,
 )
+from tiprctl.data.synth_pedes.rendering import generate
 from tiprctl.data.synth_pedes.wording import COLOUR_WORDS, HAIR_WORDS, THING_WORDS, _misspell, describe
 from tiprctl.errors import InputError, UsageError
 from tiprctl.tokenizer import default_tokenizer
@@ -41,7 +43,7 @@ def rendered(tmp_path_factory):
     """The test split of the default size with a few others beside it."""
     root = tmp_path_factory.mktemp("synth-pedes")
     counts = []
-    generate(root, ids=3, val_ids=2, test_ids=200, workers=1, on_image=counts.append)
+    generate(root, Drawing(ids=3, val_ids=2, test_ids=200), workers=1, on_image=counts.append)
     return root, counts
 
 
@@ -58,16 +60,16 @@ def told():
 
 
 def test_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(tmp_path):
-    generate(tmp_path / "one", **TINY, seed=3, workers=1)
-    generate(tmp_path / "two", **TINY, seed=3, workers=2)
+    generate(tmp_path / "one", Drawing(**TINY, seed=3), workers=1)
+    generate(tmp_path / "two", Drawing(**TINY, seed=3), workers=2)
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
     assert len(one) == 4 * 4 + 2
 
 
 def test_another_seed_gives_other_images_and_captions(tmp_path):
-    generate(tmp_path / "one", **TINY, seed=0, workers=1)
-    generate(tmp_path / "two", **TINY, seed=1, workers=1)
+    generate(tmp_path / "one", Drawing(**TINY, seed=0), workers=1)
+    generate(tmp_path / "two", Drawing(**TINY, seed=1), workers=1)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert one.keys() == two.keys()
     assert not any(one[name] == two[name] for name in one)
@@ -75,7 +77,7 @@ def test_another_seed_gives_other_images_and_captions(tmp_path):
 
 def test_the_test_identities_do_not_depend_on_the_number_of_training_identities(tmp_path):
     for ids in (1, 3):
-        generate(tmp_path / str(ids), ids=ids, val_ids=1, test_ids=1, workers=1)
+        generate(tmp_path / str(ids), Drawing(ids=ids, val_ids=1, test_ids=1), workers=1)
     images = [sorted(path.read_bytes() for path in (tmp_path / ids / "imgs/test").iterdir()) for ids in ("1", "3")]
     assert images[0] == images[1]
 
@@ -260,29 +262,36 @@ def test_baseline_picks_the_image_with_the_colours_of_the_words():
 
 
 def test_a_former_rendering_is_replaced_whole(tmp_path):
-    generate(tmp_path, **TINY, workers=1)
-    generate(tmp_path, ids=1, val_ids=0, test_ids=0, seed=5, workers=1)
+    generate(tmp_path, Drawing(**TINY), workers=1)
+    generate(tmp_path, Drawing(ids=1, val_ids=0, test_ids=0, seed=5), workers=1)
     assert len(contents(tmp_path)) == 4 + 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_rendering_leaves_the_former_one(tmp_path, workers):
-    generate(tmp_path, **TINY, workers=1)
+    generate(tmp_path, Drawing(**TINY), workers=1)
     before = contents(tmp_path)
 
     def interrupt(_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path, ids=60, seed=9, workers=workers, on_image=interrupt)
+        generate(tmp_path, Drawing(ids=60, seed=9), workers=workers, on_image=interrupt)
     assert contents(tmp_path) == before
+
+
+def test_what_a_killed_rendering_left_goes_away(tmp_path):
+    (tmp_path / ".rendering-stale/imgs/train").mkdir(parents=True)
+    (tmp_path / ".rendering-stale/imgs/train/00001_0.jpg").write_bytes(b"half")
+    generate(tmp_path, Drawing(**TINY), workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attributes.json", "imgs", "reid_raw.json"]
 
 
 def test_another_data_set_is_never_replaced(tmp_path):
     (tmp_path / "imgs").mkdir()
     with pytest.raises(InputError) as caught:
-        generate(tmp_path, **TINY)
-    assert "another data set (imgs)" in str(caught.value)
+        draw(tmp_path, Drawing(**TINY), force=True, workers=1)
+    assert "files that are no synth-pedes" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "--root" in str(caught.value)
     assert list(tmp_path.iterdir()) == [tmp_path / "imgs"]
@@ -290,18 +299,18 @@ def test_another_data_set_is_never_replaced(tmp_path):
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(UsageError, match="nobody to draw"):
-        generate(tmp_path, ids=0, val_ids=0, test_ids=0)
+        Drawing(ids=0, val_ids=0, test_ids=0)
     with pytest.raises(UsageError, match="--val-ids must not be negative: -1"):
-        generate(tmp_path, val_ids=-1)
+        Drawing(val_ids=-1)
     with pytest.raises(UsageError, match="workers must be at least 1"):
-        generate(tmp_path, workers=0)
+        generate(tmp_path, Drawing(), workers=0)
 
 
 def test_a_root_that_is_a_file_is_explained(tmp_path):
     file = tmp_path / "data"
     file.write_text("")
     with pytest.raises(InputError, match="Cannot write the data set") as caught:
-        generate(file, **TINY)
+        generate(file, Drawing(**TINY))
     assert str(file) in str(caught.value)
 
 

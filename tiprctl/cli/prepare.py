@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,10 @@ import typer
 
 from tiprctl.cli import render
 from tiprctl.cli.options import Json, Root, Seed, Workers
+from tiprctl.cores import cores
 from tiprctl.data.catalog import DATA_SETS, data_set, locate
 from tiprctl.data.records import DataSet, Record
+from tiprctl.data.synth_pedes import SYNTH_PEDES, Drawing
 from tiprctl.errors import CheckError, InputError, TiprError, UsageError
 
 if TYPE_CHECKING:
@@ -35,20 +36,22 @@ def prepare(
     captions: Annotated[
         Path | None, typer.Option("--captions", help="Annotation file, where it is not in the data set's folder.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 4 when anything is wrong.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 4 on any fault. Sizes unlike the published are none.")
+    ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out images that are missing or damaged; keep the rest.")
     ] = False,
     workers: Workers = None,
     as_json: Json = False,
     ids: Annotated[
-        int | None, typer.Option(min=0, help="synth-pedes: identities in train.", show_default="3000")
+        int | None, typer.Option(min=0, help="synth-pedes: identities in train.", show_default=str(Drawing.ids))
     ] = None,
     val_ids: Annotated[
-        int | None, typer.Option(min=0, help="synth-pedes: identities in val.", show_default="100")
+        int | None, typer.Option(min=0, help="synth-pedes: identities in val.", show_default=str(Drawing.val_ids))
     ] = None,
     test_ids: Annotated[
-        int | None, typer.Option(min=0, help="synth-pedes: identities in test.", show_default="200")
+        int | None, typer.Option(min=0, help="synth-pedes: identities in test.", show_default=str(Drawing.test_ids))
     ] = None,
     seed: Seed = None,
     force: Annotated[bool, typer.Option("--force", help="synth-pedes: draw again what stands already.")] = False,
@@ -66,8 +69,10 @@ def prepare(
     """
     dataset = data_set(name)
     drawing = {"ids": ids, "val_ids": val_ids, "test_ids": test_ids, "seed": seed}
-    threads = (os.cpu_count() or 1) if workers is None else max(1, workers)
-    if dataset.name == "synth-pedes":
+    threads = cores() if workers is None else max(1, workers)
+    if report and test_ids == 0:
+        raise UsageError("--report measures the test split, and --test-ids 0 leaves it empty", remedy="Leave out one.")
+    if dataset is SYNTH_PEDES:
         root = _draw(root, drawing, workers=threads, force=force, check=check)
     else:
         _refuse({**drawing, "force": force or None, "report": report or None}, dataset)
@@ -87,7 +92,7 @@ def prepare(
 
 def _draw(root: Path | None, arguments: dict[str, int | None], *, workers: int, force: bool, check: bool) -> Path:
     """Draw synth-pedes where it does not stand yet, unless only a check was asked for."""
-    from tiprctl.data.drawing import Drawing, draw, drawing_folder
+    from tiprctl.data.synth_pedes.drawing import draw, drawing_folder
 
     folder = drawing_folder(root)
     if check:
@@ -146,9 +151,9 @@ def _write(dataset: DataSet, folder: Path, records: list[Record], found: Report)
 
 
 def _difficulty(folder: Path) -> dict[str, Any]:
-    from tiprctl.data import synth_pedes
+    from tiprctl.data.synth_pedes import oracle
 
-    return asdict(synth_pedes.report(folder))
+    return asdict(oracle.report(folder))
 
 
 def _document(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tiprctl.data.cuhk_pedes import CUHK_PEDES, SYNTH_PEDES
+from tiprctl.data.cuhk_pedes import CUHK_PEDES
 from tiprctl.data.folder import FOLDER
 from tiprctl.data.icfg_pedes import ICFG_PEDES
 from tiprctl.data.records import DataSet
 from tiprctl.data.rstpreid import RSTPREID
+from tiprctl.data.synth_pedes import SYNTH_PEDES
 from tiprctl.errors import InputError, unknown_name
 
 DATA_SETS = {each.name: each for each in (SYNTH_PEDES, CUHK_PEDES, ICFG_PEDES, RSTPREID, FOLDER)}

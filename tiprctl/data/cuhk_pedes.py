@@ -50,11 +50,3 @@ CUHK_PEDES = DataSet(
         "test": SplitSize(1_000, 3_074, 6_156),
     },
 )
-
-SYNTH_PEDES = DataSet(
-    name="synth-pedes",
-    folder="synth-pedes",
-    annotations=("reid_raw.json",),
-    read=read,
-    source="`tiprctl prepare synth-pedes` draws it",
-)

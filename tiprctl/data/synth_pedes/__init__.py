@@ -1,10 +1,65 @@
 """`synth-pedes`, the built-in data set: pedestrians drawn procedurally and described in English.
 
-`generate` renders it in the layout of CUHK-PEDES, so that the reader of the real set reads it; `report` measures how
-hard it is.
+This module says what it is, without importing what draws it: `drawing` puts it on disk in the layout of CUHK-PEDES,
+so that the reader of the real set reads it; `oracle` measures how hard it is.
 """
 
-from tiprctl.data.synth_pedes.oracle import DifficultyReport, report
-from tiprctl.data.synth_pedes.rendering import CAPTIONS_PER_IMAGE, IMAGES_PER_PERSON, generate
+from __future__ import annotations
 
-__all__ = ["CAPTIONS_PER_IMAGE", "IMAGES_PER_PERSON", "DifficultyReport", "generate", "report"]
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tiprctl
+from tiprctl.data import cuhk_pedes
+from tiprctl.data.records import DataSet
+from tiprctl.errors import UsageError
+
+IMAGES_PER_PERSON, CAPTIONS_PER_IMAGE = 4, 2
+
+IMAGES, ANNOTATIONS, ATTRIBUTE_FILE = "imgs", "reid_raw.json", "attributes.json"
+
+SYNTH_PEDES = DataSet(
+    name="synth-pedes",
+    folder="synth-pedes",
+    annotations=(ANNOTATIONS,),
+    read=cuhk_pedes.read,
+    source="`tiprctl prepare synth-pedes` draws it",
+)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The arguments that decide every byte of a drawn data set.
+
+    Args:
+        ids: number of training identities, each with four images and two captions an image.
+        val_ids: number of identities for model selection.
+        test_ids: number of identities for the final figures.
+        seed: seed of everything random.
+
+    Raises:
+        UsageError: a number is negative, or there is nobody to draw.
+    """
+
+    ids: int = 3000
+    val_ids: int = 100
+    test_ids: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} must not be negative: {value}", remedy="Give a number from 0 up.")
+        if not self.images:
+            raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
+
+    @property
+    def images(self) -> int:
+        """Images in all splits."""
+        return (self.ids + self.val_ids + self.test_ids) * IMAGES_PER_PERSON
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is written down beside the finished drawings."""
+        return {**asdict(self), "version": tiprctl.__version__, "complete": True}

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tiprctl.data.synth_pedes import ANNOTATIONS, ATTRIBUTE_FILE, IMAGES
 from tiprctl.data.synth_pedes.people import ATTRIBUTES, COLOURS, MAIN_ATTRIBUTES
 from tiprctl.data.synth_pedes.wording import COLOUR_WORDS
 from tiprctl.errors import InputError
-
-ANNOTATIONS, ATTRIBUTE_FILE = "reid_raw.json", "attributes.json"
 
 _REGIONS = {"head": (0.05, 0.2), "torso": (0.24, 0.5), "legs": (0.54, 0.86)}
 """Upper and lower border of each region, as fractions of the image's height."""
@@ -68,7 +67,7 @@ def report(root: Path, split: str = "test") -> DifficultyReport:
         for caption in known["images"][record["file_path"]]["captions"]
     ]
     texts = [caption for record in records for caption in record["captions"]]
-    colours = np.stack([region_colours(root / "imgs" / record["file_path"]) for record in records])
+    colours = np.stack([region_colours(root / IMAGES / record["file_path"]) for record in records])
     hits = [pids[best_by_colour(text, colours)] == pid for text, (pid, _) in zip(texts, queries, strict=True)]
     return DifficultyReport(
         split=split,

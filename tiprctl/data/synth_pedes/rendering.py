@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,14 +17,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
+from tiprctl.cores import cores
+from tiprctl.data.synth_pedes import (
+    ANNOTATIONS,
+    ATTRIBUTE_FILE,
+    CAPTIONS_PER_IMAGE,
+    IMAGES,
+    IMAGES_PER_PERSON,
+    Drawing,
+)
 from tiprctl.data.synth_pedes.camera import photograph, sample_shots
-from tiprctl.data.synth_pedes.oracle import ANNOTATIONS, ATTRIBUTE_FILE
 from tiprctl.data.synth_pedes.people import Person, unique_people
 from tiprctl.data.synth_pedes.wording import describe
 from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import write_text
+from tiprctl.interrupt import ignore_interrupt
 
-IMAGES_PER_PERSON, CAPTIONS_PER_IMAGE = 4, 2
+_PREFIX = ".rendering-"
 
 _CHUNK = 8
 """Identities that a worker takes at a time."""
@@ -44,52 +52,43 @@ class _Job:
 
 def generate(
     root: Path,
+    drawing: Drawing,
     *,
-    ids: int = 3000,
-    val_ids: int = 100,
-    test_ids: int = 200,
-    seed: int = 0,
     workers: int | None = None,
-    on_image: Callable[[int], None] | None = None,
+    on_image: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Render `synth-pedes` into `root` in the layout of CUHK-PEDES.
+    """Render `synth-pedes` into `root` in the layout of CUHK-PEDES; `drawing.draw` guards what stands there.
 
-    Writes `imgs/`, `reid_raw.json` and, for `report` alone, `attributes.json`. They take the place of a former
-    `synth-pedes` only when everything is rendered, `reid_raw.json` last. The same numbers and seed give the same bytes
-    whatever the number of workers; the people of val and test stay the same when only `ids` changes.
+    Writes `imgs/`, `reid_raw.json` and, for `report` alone, `attributes.json`. They take the place of former ones
+    only when everything is rendered, `reid_raw.json` last. The same drawing gives the same bytes whatever the number
+    of workers; the people of val and test stay the same when only `ids` changes.
 
     Args:
         root: the folder of the data set.
-        ids: number of training identities, each with four images and two captions an image.
-        val_ids: number of identities for model selection.
-        test_ids: number of identities for the final figures.
-        seed: seed of everything random.
         workers: number of processes; by default one for each core.
-        on_image: called with the number of images that were finished since its last call.
+        on_image: told how many more images are done.
 
     Raises:
-        UsageError: a number that makes no sense.
-        InputError: `root` holds another data set or cannot be written.
+        UsageError: fewer than one worker.
+        InputError: `root` cannot be written.
         TiprError: a process was killed.
     """
-    _check_numbers(ids, val_ids, test_ids, workers)
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise UsageError(
+            f"The number of workers must be at least 1, not {workers}", remedy="Leave --workers out for all cores."
+        )
     root = Path(root)
-    _check_vacant(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=root, prefix=".rendering-") as folder,
-            _processes(workers or _cores()) as over_all,
-        ):
-            jobs = _jobs(ids, val_ids, test_ids, seed, Path(folder) / "imgs")
+        with _empty_folder(root) as folder, _processes(workers) as over_all:
+            jobs = _jobs(drawing, folder / IMAGES)
             records, people, images = [], {}, {}
             for job, (rendered, told) in zip(jobs, over_all(_render, jobs), strict=True):
                 records += rendered
                 people[str(job.pid)] = job.person.attributes()
                 images |= told
-                if on_image is not None:
-                    on_image(len(rendered))
-            _install(root, Path(folder), records, {"people": people, "images": images})
+                on_image(len(rendered))
+            _install(root, folder, records, {"people": people, "images": images})
     except OSError as error:
         raise InputError(
             f"Cannot write the data set: {error.strerror or error}",
@@ -98,44 +97,28 @@ def generate(
         ) from error
 
 
-def _check_numbers(ids: int, val_ids: int, test_ids: int, workers: int | None) -> None:
-    for option, value in (("--ids", ids), ("--val-ids", val_ids), ("--test-ids", test_ids)):
-        if value < 0:
-            raise UsageError(f"{option} must not be negative: {value}", remedy="Give a number from 0 up.")
-    if not ids + val_ids + test_ids:
-        raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
-    if workers is not None and workers < 1:
-        raise UsageError(
-            f"The number of workers must be at least 1, not {workers}", remedy="Leave --workers out for all cores."
-        )
+@contextmanager
+def _empty_folder(root: Path) -> Iterator[Path]:
+    """An empty folder below `root` to render into; those that killed renderings left there go away."""
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(f"{_PREFIX}*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(dir=root, prefix=_PREFIX) as folder:
+        yield Path(folder)
 
 
-def _check_vacant(root: Path) -> None:
-    """Refuse to replace images or captions that are not ours."""
-    taken = [name for name in ("imgs", ANNOTATIONS) if (root / name).exists()]
-    if taken and not (root / ATTRIBUTE_FILE).exists():
-        raise InputError(
-            f"This folder holds another data set ({' and '.join(taken)}), which would be lost",
-            where=root,
-            remedy="Choose another folder with --root.",
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _jobs(ids: int, val_ids: int, test_ids: int, seed: int, folder: Path) -> list[_Job]:
+def _jobs(drawing: Drawing, folder: Path) -> list[_Job]:
     """One job an identity in the order of their pids, from 1: train, val, test."""
-    people = list(islice(unique_people(seed), test_ids + val_ids + ids))
+    test_ids, held_out = drawing.test_ids, drawing.test_ids + drawing.val_ids
+    people = list(islice(unique_people(drawing.seed), held_out + drawing.ids))
     # The first people are those of test, so that another number of training identities leaves them as they are.
     numbered = list(enumerate(people))
-    test, val, train = numbered[:test_ids], numbered[test_ids : test_ids + val_ids], numbered[test_ids + val_ids :]
+    test, val, train = numbered[:test_ids], numbered[test_ids:held_out], numbered[held_out:]
     members = [(split, *one) for split, group in (("train", train), ("val", val), ("test", test)) for one in group]
     for split in {split for split, _, _ in members}:
         (folder / split).mkdir(parents=True)
     return [
-        _Job(pid, split, person, f"synth-pedes:{seed}:{number}", folder)
+        _Job(pid, split, person, f"synth-pedes:{drawing.seed}:{number}", folder)
         for pid, (split, number, person) in enumerate(members, start=1)
     ]
 
@@ -147,7 +130,7 @@ def _processes(workers: int) -> Iterator[Callable]:
         yield map
         return
     # Fresh processes, since forking a process that runs threads (torch has them) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupt) as pool:
         try:
             yield partial(pool.map, chunksize=_CHUNK)
         except BrokenProcessPool as error:
@@ -157,11 +140,6 @@ def _processes(workers: int) -> Iterator[Callable]:
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent process, which stops the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render(job: _Job) -> tuple[list[dict], dict[str, dict]]:
@@ -197,7 +175,7 @@ def _install(root: Path, folder: Path, records: list[dict], attributes: dict) ->
     """
     (root / ANNOTATIONS).unlink(missing_ok=True)
     write_text(root / ATTRIBUTE_FILE, json.dumps(attributes))
-    if (root / "imgs").exists():
-        (root / "imgs").rename(folder / "former")
-    (folder / "imgs").rename(root / "imgs")
+    if (root / IMAGES).exists():
+        (root / IMAGES).rename(folder / "former")
+    (folder / IMAGES).rename(root / IMAGES)
     write_text(root / ANNOTATIONS, json.dumps(records))

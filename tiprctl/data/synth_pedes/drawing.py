@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tiprctl
-from tiprctl.data import synth_pedes
 from tiprctl.data.catalog import data_home
-from tiprctl.data.cuhk_pedes import SYNTH_PEDES
 from tiprctl.data.manifest import FILE_NAME
-from tiprctl.errors import InputError, UsageError
+from tiprctl.data.synth_pedes import ANNOTATIONS, SYNTH_PEDES, Drawing
+from tiprctl.data.synth_pedes.rendering import generate
+from tiprctl.errors import InputError
 from tiprctl.files import write_text
 
 RECORD_FILE = "synth.json"
 """Beside the drawings: which arguments and version drew them, and whether they are complete."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """The arguments that decide every byte of a drawn data set: identities per split, and the seed."""
-
-    ids: int = 3000
-    val_ids: int = 100
-    test_ids: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.ids, self.val_ids, self.test_ids) < 0 or not self.images:
-            raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
-
-    @property
-    def images(self) -> int:
-        """Images in all splits."""
-        return (self.ids + self.val_ids + self.test_ids) * synth_pedes.IMAGES_PER_PERSON
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return {**asdict(self), "version": tiprctl.__version__, "complete": True}
 
 
 def drawing_folder(root: Path | None) -> Path:
@@ -76,7 +51,7 @@ def draw(
     # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
     write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
     (folder / FILE_NAME).unlink(missing_ok=True)
-    synth_pedes.generate(folder, **asdict(drawing), workers=workers, on_image=on_image)
+    generate(folder, drawing, workers=workers, on_image=on_image)
     write_text(folder / RECORD_FILE, json.dumps(drawing.record))
     return True
 
@@ -91,7 +66,7 @@ def _standing(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        whole = record["complete"] is True and (folder / SYNTH_PEDES.annotations[0]).is_file()
+        whole = record["complete"] is True and (folder / ANNOTATIONS).is_file()
         return {**record, "complete": whole}
     except (ValueError, TypeError, KeyError) as error:
         remedy = "Remove the folder, then draw it again."
