@@ -152,9 +152,9 @@ def _planned(
     config = override(with_objectives(find_recipe(recipe, manifest.dataset), losses, aux), changes)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = output or RUNS / f"{manifest.dataset}-{config.recipe}-{time}"
-    if (folder / RUN).exists():
+    if output is not None and (output / RUN).exists():
         remedy = "Continue it with --resume, or choose another."
-        raise UsageError("There is a run in this folder", where=folder, remedy=remedy)
+        raise UsageError("There is a run in this folder", where=output, remedy=remedy)
     return config, manifest, folder
 
 
