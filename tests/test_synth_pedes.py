@@ -319,3 +319,10 @@ def test_report_explains_a_folder_without_the_data_set(tmp_path, rendered):
         report(tmp_path)
     with pytest.raises(InputError, match="no split 'query'"):
         report(rendered[0], "query")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_woman_in_a_red_coat_is_always_there(seed):
+    first, second = islice(unique_people(seed), 2)
+    assert (first.gender, first.outer, first.outer_colour) == ("woman", "coat", "red")
+    assert first != second
