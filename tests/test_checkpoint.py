@@ -1,5 +1,6 @@
-import os
 import pickle
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,22 +9,29 @@ import torch
 from safetensors.torch import save_file
 
 from tiprctl.checkpoint import (
-    build_encoder,
     encoder_header,
-    find_source,
     is_own,
-    load_embedder,
     load_encoder,
     read_checkpoint,
     save_checkpoint,
     weights_fingerprint,
 )
-from tiprctl.config import ModelConfig
+from tiprctl.config import ModelConfig, to_dict
 from tiprctl.errors import InputError, UsageError
+from tiprctl.models.building import build_encoder
 from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, write_json
+from tiprctl.sources import find_source, load_embedder
 
 CPU = torch.device("cpu")
-HEADER = {"config": {"recipe": "r"}, "dataset": "d", "epoch": 3, "selected_on": "val", "fingerprint": "abc"}
+HEADER = {
+    "config": to_dict(tiny.recipe()),
+    "dataset": "d",
+    "data_root": "data/d",
+    "data_fingerprint": "f",
+    "epoch": 3,
+    "selected_on": "val",
+    "fingerprint": "abc",
+}
 
 
 @pytest.fixture
@@ -36,11 +44,10 @@ def checkpoint(tmp_path):
 
 def make_run(folder, time, *, finished=True):
     folder.mkdir(parents=True)
-    write_json(folder / RUN, {"config": {}})
+    write_json(folder / RUN, {"config": {}, "dataset": "d", "data_root": "data/d", "data_fingerprint": "f"})
     (folder / BEST).touch()
     if finished:
-        write_json(folder / RESULT, {})
-        os.utime(folder / RESULT, (time, time))
+        write_json(folder / RESULT, {"finished": datetime.fromtimestamp(time, UTC).isoformat()})
 
 
 def test_an_encoder_survives_the_file(checkpoint):
@@ -59,7 +66,8 @@ def test_an_embedder_knows_where_it_comes_from(checkpoint):
     embedder = load_embedder(checkpoint, device=CPU)
     assert str(checkpoint) in embedder.description
     assert "epoch 3, chosen on val" in embedder.description
-    assert embedder.fingerprint == "abc"
+    assert embedder.fingerprint == "abc-float32"
+    assert (embedder.origin.data_root, embedder.origin.data_fingerprint) == (Path("data/d"), "f")
     vectors = embedder.embed_images(np.zeros((2, 16, 8, 3), np.uint8))
     assert vectors.shape == (2, embedder.width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)

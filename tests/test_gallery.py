@@ -14,8 +14,9 @@ from PIL import Image
 
 from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.gallery import index, sheet
+from tiprctl.gallery.cache import cache_folder
 from tiprctl.gallery.embed import Unreadable, embed_images, list_images
-from tiprctl.gallery.index import EmbeddingInterrupted, cache_folder, read_gallery
+from tiprctl.gallery.index import EmbeddingInterrupted, read_gallery
 from tiprctl.gallery.search import search
 from tiprctl.gallery.sheet import Block, Crop, draw_sheet, write_sheet
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tiprctl.config import ModelConfig
-from tiprctl.errors import InputError, UsageError, unknown_name
+from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
-from tiprctl.models.clip import SIZES, Clip, ClipConfig
-from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.weights import check_fit, load_pretrained
-from tiprctl.runs import RUNS, Run, latest_run
+from tiprctl.models.weights import check_fit
 
 FORMAT = 1
 ENCODER = "encoder."
+HEADER = frozenset({"clip", "head", "config", "dataset", "epoch", "selected_on", "fingerprint"})
+"""What every header says, beside the format."""
 
 
 def save_checkpoint(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -72,33 +70,35 @@ def read_header(file: Path) -> dict[str, Any]:
         ) from error
     if "tiprctl" not in metadata:
         raise InputError("Not a checkpoint of tiprctl", where=file, remedy="Name a run's folder or a file it wrote.")
-    header = json.loads(metadata["tiprctl"])
+    try:
+        header = json.loads(metadata["tiprctl"])
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise _damaged_header(file)
     if header["format"] > FORMAT:
         raise InputError(
             f"The checkpoint has format {header['format']}, newer than this program's {FORMAT}",
             where=file,
             remedy="Upgrade tiprctl.",
         )
+    if not header.keys() >= HEADER:
+        raise _damaged_header(file)
     return header
 
 
-def build_encoder(model: ModelConfig, generator: torch.Generator) -> DualEncoder:
-    """A dual encoder as training starts with it: pretrained, or random from `generator`.
-
-    Raises:
-        UsageError: the size is unknown. InputError: the weights cannot be had.
-    """
-    if model.pretrained != "none":
-        clip = load_pretrained(model.name, model.pretrained, image_size=model.image_size, stride=model.stride)
-        return DualEncoder(clip, model.head)
-    clip = Clip(clip_config(model))
-    clip.initialise(generator)
-    return DualEncoder(clip, model.head)
+def _damaged_header(file: Path) -> InputError:
+    return InputError("The checkpoint's header is damaged", where=file, remedy="Copy it again, or train it again.")
 
 
 def encoder_header(encoder: DualEncoder) -> dict[str, Any]:
     """What a checkpoint's header must say for `load_encoder` to rebuild the encoder."""
     return {"clip": encoder.clip.config.to_dict(), "head": encoder.head.name}
+
+
+def empty_encoder(header: Mapping[str, Any]) -> DualEncoder:
+    """The encoder that a checkpoint's header describes, before its weights are loaded."""
+    return DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"])
 
 
 def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:
@@ -108,7 +108,7 @@ def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:
         InputError: the tensors do not fit the sizes that the header gives.
     """
     tensors, header = read_checkpoint(file, ENCODER)
-    encoder = DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"])
+    encoder = empty_encoder(header)
     load_weights(encoder, tensors, file)
     return encoder, header
 
@@ -123,71 +123,6 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], file: P
     module.load_state_dict(dict(tensors))
 
 
-def load_embedder(source: str | Path | None, *, device: torch.device, amp: str = "auto") -> Embedder:
-    """The model to use for evaluation and search.
-
-    Args:
-        source: a run's folder, a checkpoint file, a pretrained CLIP as `ViT-B-16/openai`; None is the newest
-            finished run under `runs`.
-
-    Raises:
-        UsageError: there is nothing to use. InputError: the checkpoint cannot be read.
-    """
-    path = find_source(source)
-    encoder, origin = _published(str(source), path) if path is None or not is_own(path) else _own(path)
-    return Embedder(encoder, device=device, amp=amp, origin=origin)
-
-
-def _own(file: Path) -> tuple[DualEncoder, Origin]:
-    """The encoder of a checkpoint that a run wrote."""
-    encoder, header = load_encoder(file)
-    origin = Origin(
-        description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
-        fingerprint=header["fingerprint"],
-        recipe=header["config"]["recipe"],
-        dataset=header["dataset"],
-        selected_on=header["selected_on"],
-    )
-    return encoder, origin
-
-
-def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
-    """A published CLIP, from a file or by its tag, at the input of person retrieval."""
-    image_size = ModelConfig().image_size
-    if file is not None:
-        clip = load_pretrained(None, file, image_size=image_size)
-        fingerprint = weights_fingerprint(clip.state_dict())
-    else:
-        name, _, tag = source.partition("/")
-        clip, fingerprint = load_pretrained(name, tag, image_size=image_size), source
-    return DualEncoder(clip), Origin(f"{source}, not fine-tuned", fingerprint)
-
-
-def find_source(source: str | Path | None) -> Path | None:
-    """The checkpoint file that `source` means; None when it names a pretrained CLIP. See `load_embedder`."""
-    if source is None or (str(source) == str(RUNS / "latest") and not Path(source).exists()):
-        run = latest_run()
-        if run is None:
-            raise UsageError(
-                "There is no finished run to use",
-                where=RUNS,
-                remedy="Train one (tiprctl train), or name a pretrained CLIP (--model ViT-B-16/openai).",
-            )
-        return run.checkpoint
-    path = Path(source)
-    if path.is_dir():
-        return Run(path).checkpoint if Run(path).info else None
-    if path.is_file():
-        return path
-    if str(source).partition("/")[0] in SIZES:
-        return None
-    raise InputError(
-        "There is no such run, checkpoint or pretrained CLIP",
-        where=source,
-        remedy="Name a run's folder (runs/latest), a checkpoint file, or a tag such as ViT-B-16/openai.",
-    )
-
-
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names and contents: equal weights, equal fingerprint."""
     digest = hashlib.sha256()
@@ -195,15 +130,3 @@ def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def clip_config(model: ModelConfig) -> ClipConfig:
-    """The sizes of `model.name` at the model's image size and stride.
-
-    Raises:
-        UsageError: there is no such size (the choices are listed), or the image does not fit its patches.
-    """
-    if model.name not in SIZES:
-        raise unknown_name("model", model.name, SIZES)
-    named = SIZES[model.name]
-    return replace(named, image_size=model.image_size, stride=model.stride or named.patch_size)

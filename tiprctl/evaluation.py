@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
-from tiprctl.metrics import RetrievalMetrics, retrieval_metrics
-from tiprctl.models.embedder import Embedder
+from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
+from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.tokenizer import default_tokenizer
 
 IMAGE_BATCH = 128
 TEXT_BATCH = 256
+DIRECTIONS = ("text_to_image", "image_to_text")
 OnItems = Callable[[int], None]
 
 
@@ -33,6 +38,17 @@ class Evaluation:
     captions: int
     text_to_image: RetrievalMetrics
     image_to_text: RetrievalMetrics
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one model, by the name that the user gave it, came to on one data set."""
+
+    model: str
+    origin: Origin
+    dataset: str
+    data_fingerprint: str
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -94,3 +110,76 @@ def score(features: SplitFeatures, split: Split) -> Evaluation:
         text_to_image=retrieval_metrics(features.text, features.image, caption_pids, image_pids),
         image_to_text=retrieval_metrics(features.image, features.text, image_pids, caption_pids),
     )
+
+
+def top_hits(features: SplitFeatures, split: Split, k: int = 10) -> list[dict[str, Any]]:
+    """For each caption, in the split's order: it, its identity, and path, identity and score of its first k images."""
+    indices, scores = top_ranks(features.text, features.image, k)
+    return [
+        {
+            "caption": caption,
+            "pid": int(pid),
+            "hits": [
+                {"path": str(split.image_paths[i]), "pid": int(split.image_pids[i]), "score": round(score, 4)}
+                for i, score in zip(row, row_scores)
+            ],
+        }
+        for caption, pid, row, row_scores in zip(split.captions, split.caption_pids, indices.tolist(), scores.tolist())
+    ]
+
+
+def figures(metrics: RetrievalMetrics) -> dict[str, float]:
+    """R@k, mAP and mINP of one direction by their names, in percent."""
+    recall = {f"R@{k}": value for k, value in metrics.recall.items()}
+    return {**recall, "mAP": metrics.mean_ap, "mINP": metrics.mean_inp}
+
+
+def rows(measurement: Measurement) -> list[dict[str, Any]]:
+    """A row of rounded figures for each direction."""
+    return [
+        {
+            "model": measurement.model,
+            "recipe": measurement.origin.recipe,
+            "data": measurement.dataset,
+            "direction": direction,
+            "selected_on": measurement.origin.selected_on,
+            **{name: round(value, 2) for name, value in figures(metrics).items()},
+            "queries": metrics.queries,
+            "unmatched": metrics.unmatched,
+        }
+        for direction in DIRECTIONS
+        for metrics in [getattr(measurement.evaluation, direction)]
+    ]
+
+
+def summaries(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Rows of mean and standard deviation over runs that differ in their seed alone, measured on the same data.
+
+    A model counts once however often it is named; one that no run made is in no mean.
+    """
+    groups: dict[tuple[str, ...], dict[str, Measurement]] = {}
+    for one in measurements:
+        if one.origin.config is not None:
+            settings = json.dumps(to_dict(replace(one.origin.config, seed=0)))
+            key = (one.data_fingerprint, str(one.origin.data_fingerprint), settings)
+            groups.setdefault(key, {})[one.origin.fingerprint] = one
+    return [
+        _summary(list(group.values()), direction)
+        for group in groups.values()
+        if len(group) > 1
+        for direction in DIRECTIONS
+    ]
+
+
+def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
+    config = group[0].origin.config
+    values = [figures(getattr(one.evaluation, direction)) for one in group]
+    return {
+        "model": f"mean of {len(group)} {config.recipe} runs ({', '.join(term.name for term in config.objectives)})",
+        "recipe": config.recipe,
+        "data": group[0].dataset,
+        "direction": direction,
+        "selected_on": ", ".join(sorted({one.origin.selected_on for one in group})),
+        **{name: round(mean(value[name] for value in values), 2) for name in values[0]},
+        "std": {name: round(stdev(value[name] for value in values), 2) for name in values[0]},
+    }

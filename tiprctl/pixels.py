@@ -15,8 +15,3 @@ def normalise(pixels: Tensor) -> Tensor:
         pixels = pixels.float() / 255
     mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels - mean) / std
-
-
-def unit(features: Tensor) -> Tensor:
-    """Rows of `(B, D)` scaled to unit length, in float32."""
-    return torch.nn.functional.normalize(features.float(), dim=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
     from tiprctl.data.manifest import Manifest
-    from tiprctl.evaluation import Evaluation, SplitFeatures
+    from tiprctl.evaluation import Measurement
     from tiprctl.models.embedder import Origin
 
 FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
@@ -50,15 +49,18 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    rows = [row for model in models for row in _measure(model, data, root, split, device, workers, save_ranks)]
-    datasets = list(dict.fromkeys(row["data"] for row in rows))
+    measured = [one for model in models for one in _measure(model, data, root, split, device, workers, save_ranks)]
+
+    from tiprctl.evaluation import rows, summaries
+
+    results = [*(row for one in measured for row in rows(one)), *summaries(measured)]
+    datasets = list(dict.fromkeys(row["data"] for row in results))
+    published = {name: [_published_row(row) for row in PUBLISHED.get(name, ())] for name in datasets}
     if json:
-        published = {name: [_published_row(row) for row in PUBLISHED.get(name, ())] for name in datasets}
-        render.result_json({"split": split, "results": rows + _summaries(rows), "published": published})
+        render.result_json({"split": split, "results": results, "published": published})
         return
     for name in datasets:
-        own = [row for row in rows if row["data"] == name]
-        _print_table(name, split, [*own, *_summaries(own)], [_published_row(row) for row in PUBLISHED.get(name, ())])
+        _print_table(name, split, [row for row in results if row["data"] == name], published[name])
 
 
 def _measure(
@@ -69,58 +71,44 @@ def _measure(
     device: str | None,
     workers: int | None,
     save_ranks: Path | None,
-) -> list[dict[str, Any]]:
-    """One row for each data set and direction."""
-    from tiprctl.checkpoint import load_embedder
-    from tiprctl.data.manifest import find_manifest
-    from tiprctl.evaluation import EvaluationData, score
+) -> list[Measurement]:
+    """One measurement for each data set."""
+    from tiprctl.evaluation import EvaluationData, Measurement, score, top_hits
     from tiprctl.precision import find_device
+    from tiprctl.sources import load_embedder
 
     embedder = load_embedder(model, device=find_device(device))
     render.note(f"Model: {embedder.description}")
-    rows = []
-    for name in data or [embedder.origin.dataset]:
-        manifest = find_manifest(name, root)
+    measured = []
+    for manifest in _data_sets(embedder.origin, data, root):
+        _warn_of_other_data(model, embedder.origin, manifest)
         prepared = EvaluationData(manifest.split(split), embedder.image_size, workers=workers)
         with render.progress(f"Encoding {manifest.dataset}", prepared.items, "items") as advance:
             features = prepared.encode(embedder, advance)
         result = score(features, prepared.split)
-        rows += _rows(model, embedder.origin, manifest.dataset, result)
+        measured.append(Measurement(model, embedder.origin, manifest.dataset, manifest.fingerprint, result))
         if save_ranks is not None:
-            _save_ranks(save_ranks, manifest, split, features)
-    return rows
+            _save_ranks(save_ranks, top_hits(features, prepared.split))
+    return measured
 
 
-def _rows(model: str, origin: Origin, dataset: str, result: Evaluation) -> list[dict[str, Any]]:
-    rows = []
-    for direction in DIRECTIONS:
-        metrics = getattr(result, direction)
-        row = {"model": model, "recipe": origin.recipe, "data": dataset}
-        row |= {"direction": direction, "selected_on": origin.selected_on}
-        row |= {f"R@{k}": round(value, 2) for k, value in metrics.recall.items()}
-        row |= {"mAP": round(metrics.mean_ap, 2), "mINP": round(metrics.mean_inp, 2)}
-        rows.append(row | {"queries": metrics.queries, "unmatched": metrics.unmatched})
-    return rows
+def _data_sets(origin: Origin, data: list[str] | None, root: Path | None) -> list[Manifest]:
+    """The data sets asked for; without any, the model's own: where it was, or else by its name."""
+    from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
+
+    if data or root or origin.data_root is None or not (origin.data_root / FILE_NAME).is_file():
+        return [find_manifest(name, root) for name in data or [origin.dataset]]
+    return [read_manifest(origin.data_root)]
 
 
-def _summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over several runs of one recipe on one data set, per direction."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["recipe"], row["data"], row["direction"]), []).append(row)
-    return [
-        {
-            "model": f"mean of {len(group)} {recipe} runs",
-            "recipe": recipe,
-            "data": dataset,
-            "direction": direction,
-            "selected_on": ", ".join(sorted({row["selected_on"] for row in group})),
-            **{figure: round(mean(row[figure] for row in group), 2) for figure in FIGURES},
-            "std": {figure: round(stdev(row[figure] for row in group), 2) for figure in FIGURES},
-        }
-        for (recipe, dataset, direction), group in groups.items()
-        if len(group) > 1
-    ]
+def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
+    """Warn where data of the kind that the model was trained on are not the same data."""
+    known = origin.data_fingerprint
+    if known and manifest.dataset == origin.dataset and manifest.fingerprint != known:
+        render.warning(
+            f"{model} was trained on other data: {origin.data_root} (fingerprint {known[:12]}), "
+            f"measured is {manifest.root} (fingerprint {manifest.fingerprint[:12]})"
+        )
 
 
 def _published_row(row: Any) -> dict[str, Any]:
@@ -149,21 +137,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], DIRECTIONS[row["direction"]], row["selected_on"], *figures]
 
 
-def _save_ranks(file: Path, manifest: Manifest, split: str, features: SplitFeatures) -> None:
-    """One JSON line a caption: the caption, its identity, and the paths, identities and scores of the first ten."""
+def _save_ranks(file: Path, hits: list[dict[str, Any]]) -> None:
+    """One JSON line a caption."""
     from json import dumps
 
     from tiprctl.files import write_text
-    from tiprctl.metrics import top_ranks
 
-    part = manifest.split(split)
-    indices, scores = top_ranks(features.text, features.image, 10)
-    lines = []
-    for caption, pid, row, row_scores in zip(part.captions, part.caption_pids, indices.tolist(), scores.tolist()):
-        hits = [
-            {"path": str(part.image_paths[i]), "pid": int(part.image_pids[i]), "score": round(score, 4)}
-            for i, score in zip(row, row_scores)
-        ]
-        lines.append(dumps({"caption": caption, "pid": int(pid), "hits": hits}, ensure_ascii=False) + "\n")
-    write_text(file, "".join(lines))
-    render.note(f"Ranks of {len(lines)} queries written to {file}")
+    write_text(file, "".join(dumps(line, ensure_ascii=False) + "\n" for line in hits))
+    render.note(f"Ranks of {len(hits)} queries written to {file}")

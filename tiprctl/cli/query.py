@@ -13,7 +13,7 @@ from tiprctl.cli.options import Device, Json
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.embed import Embedder, Listing
+    from tiprctl.gallery.embed import Listing, VectorModel
     from tiprctl.gallery.index import Gallery
 
 _NAMED = 3
@@ -102,7 +102,7 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
     if sheet is None:
         if not show:
             return None
-        from tiprctl.gallery.index import cache_folder
+        from tiprctl.gallery.cache import cache_folder
 
         return cache_folder() / "sheet.png"
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
@@ -116,9 +116,9 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
     return sheet
 
 
-def _load_embedder(model: str | None, device: str | None) -> Embedder:
-    from tiprctl.checkpoint import load_embedder
+def _load_embedder(model: str | None, device: str | None) -> VectorModel:
     from tiprctl.precision import find_device
+    from tiprctl.sources import load_embedder
 
     return load_embedder(model, device=find_device(device))
 
@@ -135,7 +135,7 @@ def _warn_of_long(sentences: Sequence[str]) -> None:
             render.warning(f"The sentence is cut after {room} of its {tokens} tokens: {sentence[:60]}…")
 
 
-def _read_gallery(listing: Listing, embedder: Embedder) -> Gallery:
+def _read_gallery(listing: Listing, embedder: VectorModel) -> Gallery:
     from tiprctl.gallery.index import EmbeddingInterrupted, read_gallery
 
     try:

@@ -21,7 +21,7 @@ _BATCHES_AHEAD = 2
 """How many batches are decoded while the model works on one; bounds the memory."""
 
 
-class Embedder(Protocol):
+class VectorModel(Protocol):
     """What the gallery asks of a model: images and sentences to vectors of one space, rows of unit norm."""
 
     width: int
@@ -114,7 +114,7 @@ def list_images(root: str | Path) -> Listing:
 
 
 def embed_images(
-    root: Path, images: Sequence[ImageFile], embedder: Embedder, *, batch_size: int = 64, threads: int | None = None
+    root: Path, images: Sequence[ImageFile], embedder: VectorModel, *, batch_size: int = 64, threads: int | None = None
 ) -> Iterator[EmbeddedBatch]:
     """Embed `images` (paths below `root`) batch by batch; the next batches are decoded meanwhile.
 
@@ -135,12 +135,12 @@ def embed_images(
         pool.shutdown(cancel_futures=True)
 
 
-def unit_rows(vectors: np.ndarray) -> bool:
+def have_unit_length(vectors: np.ndarray) -> bool:
     """Whether all rows of `(n, width)` are finite and of unit length, to float16 precision."""
     return bool(np.all(np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1) < 1e-2))
 
 
-def _embed(batch: Sequence[ImageFile], decoding: Sequence[Future[np.ndarray]], embedder: Embedder) -> EmbeddedBatch:
+def _embed(batch: Sequence[ImageFile], decoding: Sequence[Future[np.ndarray]], embedder: VectorModel) -> EmbeddedBatch:
     images, pixels, unreadable = [], [], []
     for image, future in zip(batch, decoding):
         try:
@@ -151,7 +151,7 @@ def _embed(batch: Sequence[ImageFile], decoding: Sequence[Future[np.ndarray]], e
     if not images:
         return EmbeddedBatch([], np.empty((0, embedder.width), np.float32), unreadable)
     vectors = np.asarray(embedder.embed_images(np.stack(pixels)), dtype=np.float32)
-    if vectors.shape != (len(images), embedder.width) or not unit_rows(vectors):
+    if vectors.shape != (len(images), embedder.width) or not have_unit_length(vectors):
         raise TiprError(
             f"The model gave vectors {vectors.shape} that are not {len(images)} unit vectors of width {embedder.width}",
             where=embedder.description,

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import lance
 import numpy as np
-import platformdirs
 import pyarrow as pa
 
 from tiprctl.errors import InputError
-from tiprctl.gallery.embed import Embedder, ImageFile, Listing, Unreadable, embed_images, unit_rows
+from tiprctl.gallery.cache import cache_folder
+from tiprctl.gallery.embed import ImageFile, Listing, Unreadable, VectorModel, embed_images, have_unit_length
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Takes the number of images to embed, gives a context with a function to call with each number done."""
@@ -63,14 +63,9 @@ class Gallery:
     notes: list[str]
 
 
-def cache_folder(cache: str | Path | None = None) -> Path:
-    """Where tiprctl keeps what it can compute again: `cache`, else $TIPRCTL_CACHE, else the platform's cache folder."""
-    return Path(cache or os.environ.get("TIPRCTL_CACHE") or platformdirs.user_cache_path("tiprctl"))
-
-
 def read_gallery(
     listing: Listing,
-    embedder: Embedder,
+    embedder: VectorModel,
     *,
     cache: str | Path | None = None,
     batch_size: int = 64,
@@ -110,7 +105,7 @@ def read_gallery(
 def _embed_new(
     root: Path,
     new: Sequence[ImageFile],
-    embedder: Embedder,
+    embedder: VectorModel,
     store: _Store,
     vectors: dict[ImageFile, np.ndarray],
     batch_size: int,
@@ -143,7 +138,7 @@ class _Store:
     Faults never reach the caller; they become `notes`.
     """
 
-    def __init__(self, cache: Path, root: Path, embedder: Embedder):
+    def __init__(self, cache: Path, root: Path, embedder: VectorModel):
         folder = str(root.resolve())
         identity = (_FORMAT, embedder.fingerprint, embedder.width, tuple(embedder.image_size), folder)
         self.folder = cache / "galleries" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
@@ -237,7 +232,7 @@ class _Store:
             if not dataset.schema.equals(self.schema):
                 raise _CacheError("it has other columns")
             table = dataset.to_table(with_row_id=True)
-        if not unit_rows(_matrix(table)):
+        if not have_unit_length(_matrix(table)):
             raise _CacheError("it holds vectors that no model gave")
         return table
 

@@ -12,6 +12,11 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows of `(B, D)` scaled to unit length, in at least float32; a row of zeros stays."""
+    return F.normalize(at_least_float32(features), dim=1)
+
+
 def cosine_similarity(image: Tensor, text: Tensor) -> Tensor:
     """Cosine of every image with every text, in full precision also under autocast.
 
@@ -24,4 +29,4 @@ def cosine_similarity(image: Tensor, text: Tensor) -> Tensor:
         the pairs. A feature of zeros has similarity 0 with everything.
     """
     with torch.autocast(image.device.type, enabled=False):
-        return F.normalize(at_least_float32(image), dim=1) @ F.normalize(at_least_float32(text), dim=1).T
+        return unit_rows(image) @ unit_rows(text).T

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tiprctl.errors import UsageError
+from tiprctl.errors import UsageError, unknown_name
 
 POSITION_STD = 0.02
+QUICK_GELU_SUFFIX = "-quickgelu"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class ClipConfig:
         height, width = self.image_size
         return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
 
+    def with_input(self, image_size: tuple[int, int] | None, stride: int | None) -> ClipConfig:
+        """The same sizes for other images, in pixels; None keeps what there is."""
+        return replace(self, image_size=image_size or self.image_size, stride=stride or self.stride)
+
     def to_dict(self) -> dict:
         """The sizes as JSON can hold them."""
         return asdict(self) | {"image_size": list(self.image_size)}
@@ -123,6 +128,18 @@ SIZES: dict[str, ClipConfig] = {
         quick_gelu=False,
     ),
 }
+
+
+def named_size(name: str) -> ClipConfig:
+    """The sizes of `name` in `SIZES`; `-quickgelu` may be added to ask for QuickGELU, as in open_clip's names.
+
+    Raises:
+        UsageError: there is no such size; the choices are listed.
+    """
+    base = name.removesuffix(QUICK_GELU_SUFFIX)
+    if base not in SIZES:
+        raise unknown_name("model", name, SIZES)
+    return SIZES[base] if base == name else replace(SIZES[base], quick_gelu=True)
 
 
 class LayerNorm(nn.LayerNorm):

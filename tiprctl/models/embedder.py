@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tiprctl.config import TrainConfig
+from tiprctl.losses.similarity import unit_rows
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.pixels import normalise, unit
+from tiprctl.pixels import normalise
 from tiprctl.precision import amp_dtype, autocast
 from tiprctl.tokenizer import default_tokenizer
 
@@ -19,15 +22,22 @@ from tiprctl.tokenizer import default_tokenizer
 class Origin:
     """Where an encoder comes from.
 
-    `description` says it to people; `fingerprint` changes whenever the vectors could, and keys caches; `recipe`,
-    `dataset` and `selected_on` (the split that chose the epoch) are those of the run, `dataset` None without one.
+    `description` says it to people; `fingerprint` is that of the weights; `config`, the data (`dataset`, its folder,
+    its manifest's fingerprint) and `selected_on` (the split that chose the epoch) are the run's, None without one.
     """
 
     description: str = ""
     fingerprint: str = ""
-    recipe: str = "none"
+    config: TrainConfig | None = None
     dataset: str | None = None
+    data_root: Path | None = None
+    data_fingerprint: str | None = None
     selected_on: str = "none"
+
+    @property
+    def recipe(self) -> str:
+        """The name of the run's recipe."""
+        return self.config.recipe if self.config else "none"
 
 
 class Embedder:
@@ -55,8 +65,8 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """The key of caches of its vectors."""
-        return self.origin.fingerprint
+        """The key of caches of its vectors: the weights and the precision they are used with."""
+        return f"{self.origin.fingerprint}-{str(self.dtype or torch.float32).removeprefix('torch.')}"
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Images `(B, H, W, 3)` uint8 of `image_size` to float32 `(B, width)`, rows of unit length."""
@@ -70,10 +80,10 @@ class Embedder:
     def image_features(self, pixels: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` uint8 to unit features `(B, width)` on the embedder's device."""
         with autocast(self.device, self.dtype):
-            return unit(self.encoder.image_features(normalise(pixels.to(self.device, non_blocking=True))))
+            return unit_rows(self.encoder.image_features(normalise(pixels.to(self.device, non_blocking=True))))
 
     @torch.inference_mode()
     def text_features(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to unit features `(B, width)` on the embedder's device."""
         with autocast(self.device, self.dtype):
-            return unit(self.encoder.text_features(token_ids.to(self.device, non_blocking=True)))
+            return unit_rows(self.encoder.text_features(token_ids.to(self.device, non_blocking=True)))

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tiprctl.errors import InputError, UsageError, unknown_name
+from tiprctl.models.clip import QUICK_GELU_SUFFIX
 
 NETWORK_TIMEOUT = 10.0
 """Seconds to wait for a host to answer."""
@@ -31,11 +32,13 @@ def find_pretrained(model_name: str, tag: str) -> Path:
             return Path(download_pretrained(entry, prefer_hf_hub=False))
         return _cached_download(entry) or Path(download_pretrained(_reachable(entry)))
     except (OSError, RuntimeError, HTTPException) as error:
-        place = f" (or put it at {by_hand})" if entry.get("url") else ""
+        place = f" Or put it at {by_hand}." if entry.get("url") else ""
+        name = model_name.removesuffix(QUICK_GELU_SUFFIX) + QUICK_GELU_SUFFIX * entry.get("quick_gelu", False)
         raise InputError(
             f"The weights {tag} of {model_name} are not on this machine and cannot be downloaded",
             where=entry.get("url") or f"https://huggingface.co/{entry['hf_hub'].rstrip('/')}",
-            remedy=f"Fetch them from there on a machine with network, then give the file: --pretrained FILE{place}.",
+            remedy=f"Fetch them from there on a machine with network, then give the file: for train, --model {name} "
+            f"--pretrained FILE; for eval and query, the model {name}/FILE.{place}",
         ) from error
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from tiprctl.errors import InputError, TiprError, UsageError, unknown_name
-from tiprctl.models.clip import SIZES, Clip, ClipConfig
+from tiprctl.errors import InputError, TiprError, UsageError
+from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.registry import find_pretrained, registry_entry
 from tiprctl.models.torchscript import is_torchscript, read_torchscript, refusal
 
@@ -30,7 +30,6 @@ WRAPPERS = ("state_dict", "model")
 OPENAI_FIGURES = frozenset({"input_resolution", "context_length", "vocab_size"})
 IGNORED = OPENAI_FIGURES | {"logit_scale", "logit_bias", "attn_mask"}
 """Entries beside the towers: the temperature belongs to the losses, the rest to no model."""
-QUICK_GELU_SUFFIX = "-quickgelu"
 POSITIONS = "visual.positional_embedding"
 
 
@@ -62,22 +61,17 @@ def load_pretrained(
     Raises:
         UsageError: the model or the tag is unknown. InputError: the weights cannot be had, read, or do not fit.
     """
+    named = None if model_name is None else named_size(model_name)
     if _is_tag(tag_or_path):
         if model_name is None:
             raise UsageError(f"The tag {tag_or_path} needs the name of a model", remedy=f"Choices: {', '.join(SIZES)}.")
-        named = _named_size(model_name)
-        entry = registry_entry(model_name, str(tag_or_path))
+        quick_gelu = registry_entry(model_name, str(tag_or_path)).get("quick_gelu", False)
         weights = read_weights(find_pretrained(model_name, str(tag_or_path)))
-        quick_gelu = entry.get("quick_gelu", False)
     else:
-        named = None if model_name is None else _named_size(model_name)
         weights = read_weights(tag_or_path)
         quick_gelu = weights.is_openai
-    config = named or sizes_of(weights)
     config = replace(
-        config,
-        image_size=image_size or config.image_size,
-        stride=stride or config.stride,
+        (named or sizes_of(weights)).with_input(image_size, stride),
         quick_gelu=quick_gelu or (model_name or "").endswith(QUICK_GELU_SUFFIX),
     )
     return build_clip(config, weights)
@@ -182,13 +176,6 @@ def _fit_positions(positions: Tensor, config: ClipConfig) -> Tensor:
     if positions.ndim != 2 or n_patches < 1 or side * side != n_patches:
         return positions
     return resize_positions(positions, (side, side), config.grid)
-
-
-def _named_size(model_name: str) -> ClipConfig:
-    name = model_name.removesuffix(QUICK_GELU_SUFFIX)
-    if name not in SIZES:
-        raise unknown_name("model", model_name, SIZES)
-    return SIZES[name]
 
 
 def _is_tag(tag_or_path: str | Path) -> bool:

@@ -1,0 +1,82 @@
+"""From what a user names to a model ready to use: a run, a checkpoint file, or a published CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tiprctl.checkpoint import is_own, load_encoder, weights_fingerprint
+from tiprctl.config import ModelConfig, TrainConfig, from_dict
+from tiprctl.errors import InputError, UsageError
+from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES
+from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.weights import load_pretrained
+from tiprctl.runs import LATEST, RUNS, Run, latest_run
+
+
+def load_embedder(source: str | Path | None, *, device: torch.device) -> Embedder:
+    """The model to use for evaluation and search, in the precision that it was trained with.
+
+    Args:
+        source: a run's folder, a checkpoint file, a pretrained CLIP as `ViT-B-16/openai` or `ViT-B-16/FILE`;
+            None is the newest finished run under `runs`.
+
+    Raises:
+        UsageError: there is nothing to use. InputError: the checkpoint cannot be read.
+    """
+    path = find_source(source)
+    encoder, origin = _published(str(source), path) if path is None or not is_own(path) else _own(path)
+    amp = origin.config.amp if origin.config else "auto"
+    return Embedder(encoder, device=device, amp=amp, origin=origin)
+
+
+def _own(file: Path) -> tuple[DualEncoder, Origin]:
+    """The encoder of a checkpoint that a run wrote."""
+    encoder, header = load_encoder(file)
+    origin = Origin(
+        description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
+        fingerprint=header["fingerprint"],
+        config=from_dict(TrainConfig, header["config"], where=str(file)),
+        dataset=header["dataset"],
+        data_root=Path(root) if (root := header.get("data_root")) else None,
+        data_fingerprint=header.get("data_fingerprint"),
+        selected_on=header["selected_on"],
+    )
+    return encoder, origin
+
+
+def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
+    """A published CLIP, from a file or by its name, at the input of person retrieval."""
+    name, _, tag_or_path = source.partition("/")
+    clip = load_pretrained(
+        *((name, tag_or_path) if file is None else (None, file)), image_size=ModelConfig().image_size
+    )
+    fingerprint = weights_fingerprint(clip.state_dict()) + QUICK_GELU_SUFFIX * clip.config.quick_gelu
+    return DualEncoder(clip), Origin(f"{source}, not fine-tuned", fingerprint)
+
+
+def find_source(source: str | Path | None) -> Path | None:
+    """The checkpoint file that `source` means; None when it names a pretrained CLIP. See `load_embedder`."""
+    path = LATEST if source is None else Path(source)
+    if path == LATEST and (path.is_symlink() or not path.exists()):
+        run = latest_run()
+        if run is None:
+            raise UsageError(
+                "There is no finished run to use",
+                where=RUNS,
+                remedy="Train one (tiprctl train), or name a pretrained CLIP (--model ViT-B-16/openai).",
+            )
+        return run.checkpoint
+    if path.is_dir():
+        return Run(path).checkpoint
+    if path.is_file():
+        return path
+    if str(source).partition("/")[0].removesuffix(QUICK_GELU_SUFFIX) in SIZES:
+        return None
+    raise InputError(
+        "There is no such run, checkpoint or pretrained CLIP",
+        where=source,
+        remedy="Name a run's folder (runs/latest), a checkpoint file, or a tag such as ViT-B-16/openai.",
+    )
