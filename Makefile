@@ -24,3 +24,4 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ranking.py --quick
+	$(BIN)/python benchmarks/drawing.py --quick

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import platform
 import resource
 import sys
@@ -19,7 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tiprctl.cores import cores
+
 console = Console(highlight=False)
+errors = Console(highlight=False, stderr=True)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _peak_memory() -> int:
 def machine(threads: int, packages: Sequence[str] = ("torch", "numpy")) -> str:
     """One line on where the figures were measured."""
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return f"{_processor()}, {os.cpu_count()} cores, {threads} threads used; Python {platform.python_version()}, {versions}"
+    return f"{_processor()}, {cores()} cores, {threads} used; Python {platform.python_version()}, {versions}"
 
 
 def _processor() -> str:
@@ -120,3 +122,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console.print(table)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
+
+
+def verdict(shortfalls: Sequence[str], *, enforced: bool) -> int:
+    """Say what falls short of a goal; the exit code: 1 when goals are enforced and any is missed."""
+    for shortfall in shortfalls:
+        errors.print(shortfall, style="bold red" if enforced else "yellow", markup=False, soft_wrap=True)
+    return 1 if shortfalls and enforced else 0
