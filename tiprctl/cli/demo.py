@@ -19,8 +19,8 @@ from tiprctl.interrupt import stop_signal
 INTERRUPTED = 130
 SENTENCES = (
     "woman in red coat",
-    "a man in a white shirt and blue jeans with a black backpack",
-    "a woman wearing a yellow top and a long black skirt",
+    "a man in an orange hoodie and navy trousers with a burgundy backpack",
+    "a woman wearing a grey sweater and a yellow skirt, with a pink handbag",
 )
 
 

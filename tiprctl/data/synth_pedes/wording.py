@@ -95,7 +95,7 @@ _CLOSINGS = (
 _LONG = 38
 _PLURAL = ("trousers", "shorts", "shoes", "boots")
 _MISTAKE_RATE = _TYPO_RATE = 0.045
-_SHORT_RATE = 0.05
+_SHORT_RATE = 0.08
 
 
 @dataclass(frozen=True)
