@@ -1,4 +1,7 @@
+import errno
+import os
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,11 +19,13 @@ from tiprctl.checkpoint import (
     save_checkpoint,
     weights_fingerprint,
 )
-from tiprctl.config import ModelConfig, to_dict
+from tiprctl.config import ModelConfig, override, to_dict
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.building import build_encoder
-from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, write_json
+from tiprctl.models.clip import SIZES, Clip
+from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, mark_latest, write_json
 from tiprctl.sources import find_source, load_embedder
+from tiprctl.training import Trainer
 
 CPU = torch.device("cpu")
 HEADER = {
@@ -189,3 +194,82 @@ def test_unknown_sizes_and_heads_list_the_choices():
 def test_size_and_stride_of_the_input_are_the_configurations():
     model = ModelConfig(name="tiny", pretrained="none", image_size=(384, 128), stride=4)
     assert build_encoder(model, torch.Generator()).clip.config.grid == (95, 31)
+
+
+def test_a_model_is_used_in_the_precision_of_its_training(tmp_path):
+    encoder = tiny.encoder()
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    header = HEADER | encoder_header(encoder) | {"config": to_dict(tiny.recipe(amp="bf16"))}
+    save_checkpoint(tmp_path / BEST, tensors, header)
+    embedder = load_embedder(tmp_path / BEST, device=CPU)
+    assert embedder.dtype is torch.bfloat16
+    assert embedder.fingerprint == "abc-bfloat16"
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "{}", '{"format": 1}', '{"format": "x"}'])
+def test_a_damaged_header_is_explained(tmp_path, header):
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"tiprctl": header})
+    with pytest.raises(InputError, match=r"header is damaged[\s\S]*x.safetensors"):
+        load_embedder(tmp_path / "x.safetensors", device=CPU)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3"])
+def test_a_run_file_that_describes_no_run_is_named(tmp_path, content):
+    make_run(tmp_path / "run", 0)
+    (tmp_path / "run" / RUN).write_text(content)
+    with pytest.raises(InputError, match=r"Not an object with config, data_fingerprint[\s\S]*run.json"):
+        find_source(tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(checkpoint, monkeypatch):
+    content = checkpoint.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_checkpoint(checkpoint, {"a": torch.ones(1)}, HEADER)
+    assert checkpoint.read_bytes() == content
+    assert os.listdir(checkpoint.parent) == [BEST]
+
+
+def test_the_link_to_the_latest_run_is_a_mere_convenience(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "a", 100)
+    make_run(tmp_path / "runs" / "b", 200)
+    mark_latest(tmp_path / "runs" / "a")
+    assert (tmp_path / "runs" / "latest").resolve().name == "a"
+    assert find_source("runs/latest").parent.name == "b"
+    (tmp_path / "runs" / "latest").unlink()
+    (tmp_path / "runs" / "latest").mkdir()
+    mark_latest(tmp_path / "runs" / "b")
+    assert sorted(os.listdir(tmp_path / "runs")) == ["a", "b", "latest"]
+
+
+def test_a_published_file_can_be_given_with_the_name_of_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = build_encoder(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).clip
+    torch.save(clip.state_dict(), "clip.pt")
+    exact, quick = (load_embedder(f"{name}/clip.pt", device=CPU) for name in ("tiny", "tiny-quickgelu"))
+    assert not exact.encoder.clip.config.quick_gelu
+    assert quick.encoder.clip.config.quick_gelu
+    assert exact.fingerprint != quick.fingerprint
+    assert build_encoder(
+        ModelConfig(name="tiny-quickgelu", pretrained="none"), torch.Generator()
+    ).clip.config.quick_gelu
+
+
+def test_a_run_goes_on_without_the_file_it_started_from(cuhk_manifest, tmp_path):
+    square = replace(tiny.CLIP, image_size=(16, 16), vocab_size=49408, vision_heads=1, text_heads=1)
+    clip = Clip(square)
+    clip.initialise(torch.Generator().manual_seed(0))
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    changes = {"model.pretrained": str(tmp_path / "clip.pt")}
+    config = override(tiny.recipe(), changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", square)
+        Trainer(config, cuhk_manifest, tmp_path / "run", device=CPU).run()
+    (tmp_path / "clip.pt").unlink()
+    again = Trainer(config, cuhk_manifest, tmp_path / "run", device=CPU)
+    assert again.composition.encoder.clip.config.vision_width == square.vision_width

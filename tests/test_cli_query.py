@@ -6,15 +6,24 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tiprctl.checkpoint import encoder_header, save_checkpoint
 from tiprctl.cli import app as program
 from tiprctl.cli import query as command
-from tiprctl.errors import UsageError
+from tiprctl.config import to_dict
+from tiprctl.images import load_pixels
+from tiprctl.models.clip import Clip
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.pixels import normalise
+from tiprctl.tokenizer import default_tokenizer
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -214,14 +223,37 @@ def test_a_bad_gallery_is_explained_before_a_model_is_loaded(tmp_path, monkeypat
     assert str(tmp_path / name) in done.stderr
 
 
-def test_a_missing_run_is_explained(crops, monkeypatch):
-    def none(model, device):
-        raise UsageError("There is no finished run to use", remedy="Train one (tiprctl train).")
-
-    monkeypatch.setattr(command, "_load_embedder", none)
+def test_a_missing_run_is_explained(crops, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = run("red", "--gallery", crops)
     assert done.exit_code == 2
-    assert "There is no finished run to use\n  Train one (tiprctl train)." in done.stderr
+    assert "There is no finished run to use\n  runs\n  Train one (tiprctl train)" in done.stderr
+
+
+def test_a_checkpoint_ranks_by_its_own_cosines(crops, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIPRCTL_CACHE", str(tmp_path / "cache"))
+    clip = Clip(replace(tiny.CLIP, vocab_size=49408))
+    clip.initialise(torch.Generator().manual_seed(0))
+    encoder = DualEncoder(clip).eval()
+    tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    header = {"config": to_dict(tiny.recipe()), "dataset": "d", "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
+    save_checkpoint(tmp_path / "best.safetensors", tensors, header | encoder_header(encoder))
+    done = run("red coat", "--gallery", crops, "--model", tmp_path / "best.safetensors", "--json", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    hits = json.loads(done.stdout)["results"][0]["hits"]
+    assert len(hits) == 3
+    with torch.no_grad():
+        text = encoder.text_features(torch.from_numpy(default_tokenizer()(["red coat"])))
+        for hit in hits:
+            pixels = torch.from_numpy(load_pixels(hit["path"], (16, 8))).permute(2, 0, 1)[None]
+            image = encoder.image_features(normalise(pixels))
+            assert hit["score"] == pytest.approx(torch.cosine_similarity(image, text).item(), abs=1e-4)
+
+
+def test_naming_the_cache_loads_no_index():
+    code = "import sys, tiprctl.gallery.cache; print({'lance', 'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_gallery_is_required():

@@ -346,14 +346,17 @@ def no_caches(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("tag", "place"), [("openai", "ViT-B-16.pt"), ("laion2b_s34b_b88k", "laion/CLIP-ViT-B-16")])
-def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, no_caches, tag, place):
+@pytest.mark.parametrize(
+    ("tag", "place", "name"),
+    [("openai", "ViT-B-16.pt", "ViT-B-16-quickgelu"), ("laion2b_s34b_b88k", "laion/CLIP-ViT-B-16", "ViT-B-16")],
+)
+def test_without_network_the_error_says_where_to_put_the_file(monkeypatch, no_caches, tag, place, name):
     def unreachable(request, timeout):
         raise URLError("no network")
 
     monkeypatch.setattr("tiprctl.models.registry.urlopen", unreachable)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
-    with pytest.raises(InputError, match=r"--pretrained FILE") as caught:
+    with pytest.raises(InputError, match=f"--model {name} --pretrained FILE.*the model {name}/FILE") as caught:
         find_pretrained("ViT-B-16", tag)
     assert f"The weights {tag} of ViT-B-16 are not on this machine" in str(caught.value)
     assert place in str(caught.value)

@@ -1,0 +1,77 @@
+"""`tiprctl eval`: which data a model is measured on, and what it warns of."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from typer.testing import CliRunner
+
+from tiprctl.checkpoint import encoder_header, save_checkpoint
+from tiprctl.cli.app import app
+from tiprctl.config import to_dict
+from tiprctl.data.manifest import Manifest, write_manifest
+from tiprctl.evaluation import score
+from tiprctl.models.clip import Clip
+from tiprctl.models.encoder import DualEncoder
+
+
+@pytest.fixture
+def model(cuhk_manifest, tmp_path, monkeypatch):
+    """A checkpoint of a run on the miniature data, whose folder is none of the default ones."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    clip = Clip(replace(tiny.CLIP, vocab_size=49408))
+    clip.initialise(torch.Generator().manual_seed(0))
+    encoder = DualEncoder(clip)
+    header = {"config": to_dict(tiny.recipe()), "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
+    header |= {"dataset": cuhk_manifest.dataset, "data_root": str(cuhk_manifest.root)}
+    header |= {"data_fingerprint": cuhk_manifest.fingerprint} | encoder_header(encoder)
+    file = tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors"
+    save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
+    return file.name
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def other_data(manifest, folder):
+    shutil.copytree(manifest.root, folder)
+    write_manifest(Manifest(manifest.dataset, folder, manifest.captions.iloc[:-1]))
+    return folder
+
+
+def test_a_model_is_measured_where_it_was_trained(model, cuhk_manifest, tmp_path):
+    other_data(cuhk_manifest, tmp_path / "data" / "other")
+    done = run(model, "--json")
+    assert json.loads(done.stdout)["results"][0]["queries"] == 8
+    assert "warning" not in done.stderr
+
+
+def test_other_data_of_the_same_kind_are_warned_of(model, cuhk_manifest, tmp_path):
+    other = other_data(cuhk_manifest, tmp_path / "data" / "other")
+    shutil.rmtree(cuhk_manifest.root)
+    stderr = run(model, "--json").stderr
+    assert "was trained on other data" in stderr
+    assert f"{cuhk_manifest.root} (fingerprint {cuhk_manifest.fingerprint[:12]})" in stderr
+    assert f"{other.relative_to(tmp_path)} (fingerprint " in stderr
+
+
+def test_several_data_sets_are_measured_one_by_one(model, cuhk_manifest, tmp_path):
+    other = other_data(cuhk_manifest, tmp_path / "data" / "other")
+    done = run(model, "--data", cuhk_manifest.root, "--data", other, "--json")
+    assert [row["queries"] for row in json.loads(done.stdout)["results"]] == [8, 4, 7, 4]
+
+
+def test_queries_without_a_match_are_counted(model, monkeypatch):
+    def one_unmatched(features, split):
+        result = score(features, split)
+        return replace(result, text_to_image=replace(result.text_to_image, unmatched=1))
+
+    monkeypatch.setattr("tiprctl.evaluation.score", one_unmatched)
+    assert "1 queries have no match in the gallery" in run(model).stderr

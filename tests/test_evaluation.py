@@ -1,0 +1,51 @@
+"""Summaries over runs: what is averaged and what is not."""
+
+import pytest
+import tiny
+
+from tiprctl.evaluation import DIRECTIONS, Evaluation, Measurement, rows, summaries
+from tiprctl.metrics import RetrievalMetrics
+from tiprctl.models.embedder import Origin
+
+
+def measurement(model, mean_ap, *, trained_on="t", measured_on="m", **changes):
+    config = tiny.recipe(**changes)
+    metrics = RetrievalMetrics(recall={1: mean_ap}, mean_ap=mean_ap, mean_inp=0.0, queries=4, unmatched=1)
+    origin = Origin(fingerprint=model, config=config, data_fingerprint=trained_on, selected_on="val")
+    return Measurement(model, origin, "d", measured_on, Evaluation("test", 2, 4, metrics, metrics))
+
+
+def published(model):
+    one = measurement(model, 5.0)
+    return Measurement(model, Origin(fingerprint=model), "d", "m", one.evaluation)
+
+
+def test_runs_that_differ_in_their_seed_are_averaged():
+    forward, backward = summaries([measurement("a", 10.0, seed=1), measurement("b", 20.0, seed=2)])
+    assert (forward["direction"], backward["direction"]) == DIRECTIONS
+    assert forward["model"] == "mean of 2 synth runs (itc, sdm, id)"
+    assert (forward["mAP"], forward["std"]["mAP"]) == (15.0, 7.07)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        measurement("b", 20.0, objectives=[{"name": "itc"}, {"name": "triplet"}]),
+        measurement("b", 20.0, trained_on="other"),
+        measurement("b", 20.0, measured_on="other"),
+        measurement("a", 20.0),
+    ],
+    ids=["other objectives", "trained on other data", "measured on other data", "the same model"],
+)
+def test_what_differs_in_more_than_the_seed_is_not_averaged(other):
+    assert summaries([measurement("a", 10.0), other]) == []
+
+
+def test_models_that_no_run_made_are_not_averaged():
+    assert summaries([published("ViT-B-16/openai"), published("ViT-B-32/openai")]) == []
+
+
+def test_a_row_names_direction_and_figures():
+    forward, backward = rows(measurement("a", 12.346))
+    assert (forward["direction"], forward["R@1"], forward["unmatched"]) == ("text_to_image", 12.35, 1)
+    assert backward["direction"] == "image_to_text"
