@@ -41,7 +41,7 @@ SYNTH = TrainConfig(
     ),
     model=ModelConfig(name="tiny", pretrained="none", image_size=(64, 32)),
     augment=AugmentConfig(flip=0.5, pad=2, jitter=0.05, erase=0.0),
-    sampling=SamplingConfig(bucket=16),
+    sampling=SamplingConfig(bucket=32),
     optim=OptimConfig(
         name="adamw",
         lr=1e-3,
@@ -56,7 +56,7 @@ SYNTH = TrainConfig(
         warmup_start=0.0,
         interval="step",
     ),
-    epochs=6,
+    epochs=7,
     batch_size=64,
     seed=0,
 )
