@@ -53,6 +53,10 @@ def test_a_model_is_measured_where_it_was_trained(model, cuhk_manifest, tmp_path
     assert "warning" not in done.stderr
 
 
+def test_a_piped_table_folds_no_name(model):
+    assert str(model) in run(model).stdout
+
+
 def test_other_data_of_the_same_kind_are_warned_of(model, cuhk_manifest, tmp_path):
     other = other_data(cuhk_manifest, tmp_path / "data" / "other")
     shutil.rmtree(cuhk_manifest.root)

@@ -76,7 +76,8 @@ def result_json(document: Any) -> None:
 
 def result_table(table: Table) -> None:
     """The result as a table on stdout; off a terminal as wide as it needs, so that no path is folded."""
-    _out.print(table, width=None if _out.is_terminal else UNFOLDED, crop=False)
+    console = _out if _out.is_terminal else Console(highlight=False, width=UNFOLDED)
+    console.print(table)
 
 
 def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
