@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 import tiprctl
 from tiprctl.cli import render
 from tiprctl.cli.options import SHARED_SETTINGS, command
-from tiprctl.errors import TiprError, UsageError
+from tiprctl.errors import TiprError, UsageError, unknown_name
 
 SETTINGS_FILE = Path("tiprctl.toml")
 
@@ -41,6 +42,7 @@ class Program(TyperGroup):
             raise
         except Exception as fault:
             if _is_usage(fault):
+                _name_origin(fault)
                 raise
             render.fault(fault)
             raise typer.Exit(1) from fault
@@ -68,19 +70,56 @@ def root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    ctx.default_map = _settings(SETTINGS_FILE)
+    ctx.default_map = _settings(SETTINGS_FILE, ctx)
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """The options that `tiprctl.toml` in the working folder sets: one table a command."""
+def _settings(file: Path, ctx: typer.Context) -> dict[str, dict[str, Any]]:
+    """The parameters that `tiprctl.toml` in the working folder sets: one table a command.
+
+    Raises:
+        UsageError: the file is not TOML, or names a command or an option that does not exist.
+    """
     if not file.is_file():
         return {}
     import tomllib
 
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Not valid TOML: {error}", where=file, remedy="Mend the file or remove it.") from error
+    commands = ctx.command.list_commands(ctx)
+    return {
+        _known("command", name, commands, file): _parameters(name, table, ctx.command.get_command(ctx, name), file)
+        for name, table in tables.items()
+    }
+
+
+def _parameters(name: str, table: Any, command: Any, file: Path) -> dict[str, Any]:
+    """A command's table by the names of its parameters; the file has them as the flags do, with - or _."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{name!r} is no table", where=file, remedy=f"Write [{name}] and its options below it.")
+    names = {one.opts[0].lstrip("-").replace("-", "_"): one.name for one in command.params}
+    place = f"{file}, [{name}]"
+    return {names[_known("option", key.replace("-", "_"), names, place)]: value for key, value in table.items()}
+
+
+def _known(kind: str, name: str, choices: Iterable[str], where: str | Path) -> str:
+    if name not in choices:
+        error = unknown_name(kind, name, choices)
+        error.where = str(where)
+        raise error
+    return name
+
+
+def _name_origin(fault: Exception) -> None:
+    """Add to the parser's message where a bad value was set, unless it was on the command line."""
+    if not isinstance(fault, typer.BadParameter) or fault.ctx is None or fault.param is None:
+        return
+    source = fault.ctx.get_parameter_source(fault.param.name)
+    if source is not None and source.name == "ENVIRONMENT":
+        fault.message += f" It is set by {fault.ctx.auto_envvar_prefix}_{fault.param.name.upper()}."
+    elif source is not None and source.name == "DEFAULT_MAP":
+        fault.message += f" It is set in {SETTINGS_FILE}."
 
 
 def _is_usage(fault: Exception) -> bool:
