@@ -66,7 +66,7 @@ def find_source(source: str | Path | None) -> Path | None:
             raise UsageError(
                 "There is no finished run to use",
                 where=RUNS,
-                remedy="Train one (tiprctl train), or name a pretrained CLIP (--model ViT-B-16/openai).",
+                remedy="Train one (tiprctl train), or name a pretrained CLIP, as ViT-B-16/openai.",
             )
         return run.checkpoint
     if path.is_dir():
