@@ -55,7 +55,7 @@ def test_each_step_is_a_command_that_the_program_understands(steps, monkeypatch)
 def test_a_step_that_fails_ends_the_demo_and_is_named(steps):
     steps.fails_at, steps.code = "train", 3
     result = CliRunner().invoke(app, ["demo"])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert len(steps) == 2
     assert "tiprctl train synth-pedes" in result.stderr
     assert "exit code 3" in result.stderr

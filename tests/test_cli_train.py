@@ -172,7 +172,14 @@ def test_a_training_that_does_not_begin_leaves_no_folder(home):
     assert list((home / "runs").iterdir()) == []
 
 
+def test_an_output_that_cannot_be_a_folder_is_refused(home):
+    (home / "file").touch()
+    assert "is a file" in run("train", *MINIATURE, "--output", "file", exit_code=2).stderr
+    assert "cannot be made" in run("train", *MINIATURE, "--output", "file/run", exit_code=3).stderr
+
+
 def test_resume_of_what_is_no_run_is_refused(home):
+    assert "run's folder" in run("train", "--resume", "data/CUHK-PEDES/reid_raw.json", exit_code=3).stderr
     assert "no such file" in run("train", "--resume", "data", exit_code=3).stderr
 
 

@@ -36,6 +36,11 @@ def test_unknown_fields_are_refused():
         from_dict(AugmentConfig, {"flipp": 0.5})
 
 
+def test_an_objective_starts_before_it_stops():
+    with pytest.raises(UsageError, match=r"sdm would stop at 0.3 before it starts at 0.5"):
+        from_dict(ObjectiveConfig, {"name": "sdm", "start": 0.5, "stop": 0.3})
+
+
 def test_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RECIPES["synth"].epochs = 3

@@ -92,3 +92,9 @@ def test_the_batch_is_unchanged():
     compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator()).total.backward()
     for field in ("pixels", "token_ids", "pids"):
         assert torch.equal(getattr(batch, field), getattr(before, field))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.2, 1.0), (0.0, 0.7)])
+def test_a_stretch_without_objective_is_refused(start, stop):
+    with pytest.raises(UsageError, match=r"No objective is active after (0|70)%"):
+        compose(ObjectiveConfig(name="sdm", start=start, stop=stop))

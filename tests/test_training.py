@@ -136,6 +136,52 @@ def test_ctrl_c_after_a_loss_that_is_not_finite_saves_nothing(cuhk_manifest, tmp
     assert not (tmp_path / LAST).exists()
 
 
+def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_saved(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path, objectives=[{"name": "itc"}])
+    step = training._step
+
+    def ruinous(batch):
+        losses = step(batch)
+        if (training.progress.epoch, training.progress.step) == (1, training.batches.steps - 1):
+            with torch.no_grad():
+                training.composition.encoder.clip.text_projection.fill_(float("nan"))
+        return losses
+
+    monkeypatch.setattr(training, "_step", ruinous)
+    with pytest.raises(TrainingError, match=r"not finite after step 8 .*text_projection; objectives itc"):
+        training.run()
+    tensors, header = read_checkpoint(tmp_path / LAST)
+    assert header["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_running_out_of_memory_names_the_step_and_what_helps(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path)
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.composition, "forward", exhausted)
+    with pytest.raises(TrainingError, match=r"out of memory at step 1[\s\S]*--batch-size"):
+        training.run()
+
+
+def test_best_and_last_say_how_their_epoch_was_chosen(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path).run()
+    assert read_header(tmp_path / BEST)["selected_on"] == "val"
+    assert read_header(tmp_path / LAST)["selected_on"] == "last"
+
+
+def test_a_resumed_run_without_its_records_is_refused(cuhk_manifest, tmp_path):
+    trainer(cuhk_manifest, tmp_path, Interrupting(after=11), epochs=3).run()
+    (tmp_path / METRICS).rename(tmp_path / "kept")
+    with pytest.raises(InputError, match=r"0 epochs are recorded, 2 were trained[\s\S]*metrics.jsonl"):
+        trainer(cuhk_manifest, tmp_path, epochs=3)
+    (tmp_path / METRICS).write_text("{\n")
+    with pytest.raises(InputError, match=r"Damaged JSON[\s\S]*metrics.jsonl"):
+        trainer(cuhk_manifest, tmp_path, epochs=3)
+
+
 def test_each_step_takes_the_scheduled_rate_and_clipped_gradients(cuhk_manifest, tmp_path, monkeypatch):
     training = trainer(cuhk_manifest, tmp_path, **{"optim.clip_norm": 0.01})
     seen = []

@@ -45,6 +45,10 @@ class ObjectiveConfig:
     stop: Fraction = 1.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.start >= self.stop:
+            raise ValueError(f"{self.name} would stop at {self.stop} before it starts at {self.start}")
+
 
 @frozen
 class AugmentConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
@@ -18,15 +18,14 @@ class StopFlag:
 
 
 @contextmanager
-def stop_signal(on_stop: Callable[[], None] = lambda: None) -> Iterator[StopFlag]:
-    """Within the block the first Ctrl-C only calls `on_stop` and raises the flag; a second one interrupts at once."""
+def stop_signal() -> Iterator[StopFlag]:
+    """Within the block the first Ctrl-C only raises the flag; a second one interrupts at once."""
     flag = StopFlag()
 
     def remember(number: int, frame: object) -> None:
         if flag:
             raise KeyboardInterrupt
         flag.raised = True
-        on_stop()
 
     before = signal.signal(signal.SIGINT, remember)
     try:

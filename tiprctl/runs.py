@@ -77,17 +77,28 @@ class Run:
 
 def latest_run(runs: Path = RUNS) -> Run | None:
     """The run under `runs` that finished last by its own account, None where there is none."""
-    folders = [file.parent for file in runs.glob(f"*/{RESULT}") if not file.parent.is_symlink()]
-    return max(map(Run, folders), key=lambda run: (str(run.result["finished"]), run.folder), default=None)
+    finished = []
+    for file in runs.glob(f"*/{RESULT}"):
+        # One damaged run must not stand in the way of the others.
+        with suppress(InputError):
+            if not file.parent.is_symlink():
+                run = Run(file.parent)
+                finished.append((str(run.result["finished"]), run.folder))
+    return Run(max(finished)[1]) if finished else None
 
 
 def mark_latest(run: Path) -> None:
-    """Let `latest` beside the run's folder point to it: a convenience for people, left out where it cannot be."""
+    """Let `latest` beside a run's folder point to it: a convenience for people, left out where it cannot be.
+
+    Only a link is ever replaced, never a file or a folder of that name.
+    """
+    link = run.parent / LATEST.name
+    if link.exists() and not link.is_symlink():
+        return
     temporary = run.parent / f".latest.{os.getpid()}"
     with suppress(OSError):
-        temporary.unlink(missing_ok=True)
         temporary.symlink_to(run.name, target_is_directory=True)
-        temporary.replace(run.parent / LATEST.name)
+        temporary.replace(link)
     with suppress(OSError):
         temporary.unlink(missing_ok=True)
 
@@ -110,12 +121,18 @@ def describe_run(config: TrainConfig, *, dataset: str, root: Path, fingerprint: 
 
 
 def git_commit() -> str | None:
-    """The commit of the working folder, None where there is none."""
+    """The commit of the code that runs, with `-dirty` where it was changed since; None outside a checkout of it."""
+    source = Path(tiprctl.__file__)
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], cwd=source.parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        tracked = git("ls-files", "--error-unmatch", source.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
     except OSError:
         return None
-    return done.stdout.strip() or None
 
 
 def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -124,8 +141,17 @@ def write_records(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; none where there is no such file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    """The lines of `metrics.jsonl`; none where there is no such file.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    if not file.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"Damaged JSON: {error}", where=file, remedy="Remove the damaged line.") from error
 
 
 def read_json(file: Path, remedy: str, keys: Set[str]) -> dict[str, Any]:
@@ -138,7 +164,9 @@ def read_json(file: Path, remedy: str, keys: Set[str]) -> dict[str, Any]:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError("There is no such file", where=file, remedy=remedy) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"Cannot read: {error.strerror}", where=file, remedy=remedy) from error
+    except ValueError as error:
         raise InputError(f"Damaged JSON: {error}", where=file, remedy=remedy) from error
     if not isinstance(document, dict) or not document.keys() >= keys:
         raise InputError(f"Not an object with {', '.join(sorted(keys))}", where=file, remedy=remedy)

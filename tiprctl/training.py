@@ -57,6 +57,7 @@ from tiprctl.runs import (
 from tiprctl.tokenizer import default_tokenizer
 
 OPTIMIZER = "optimizer."
+REMEDY = "Lower --lr, or train with --amp off. What was saved before stays as it is."
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -101,9 +102,6 @@ class Listener:
 
     def on_epoch(self, record: EpochRecord) -> None:
         """An epoch is done, measured and saved."""
-
-    def on_stop(self) -> None:
-        """Ctrl-C was pressed; the training stops after the present step."""
 
 
 @dataclass
@@ -187,12 +185,12 @@ class Trainer:
         self.batches.images.keep_if_small()
         judge = self._judge()
         self.listener.on_start(config=self.config, folder=self.folder, steps=steps * self.config.epochs, done=done)
-        with stop_signal(self.listener.on_stop) as stopped:
+        with stop_signal() as stopped:
             self._measure(judge)
             while self.progress.epoch < self.config.epochs:
-                finished = self._train_epoch(stopped)
+                self._train_epoch(stopped)
                 self._save(LAST, resumable=True)
-                if not finished:
+                if stopped:
                     return TrainingResult(self.folder, True, self.selected_on, time.perf_counter() - started)
                 self._measure(judge)
         return self._finish(time.perf_counter() - started)
@@ -219,8 +217,8 @@ class Trainer:
         split = self.manifest.split(self.selected_on)
         return EvaluationData(split, self.config.model.image_size, workers=self.workers)
 
-    def _train_epoch(self, stopped: StopFlag) -> bool:
-        """Train what is left of the epoch; False when it was asked to stop before the end."""
+    def _train_epoch(self, stopped: StopFlag) -> None:
+        """Train what is left of the epoch, or until asked to stop."""
         self.composition.train()
         started, samples, rate = time.perf_counter(), 0, 0.0
         pending: list[dict[str, Tensor]] = []
@@ -230,14 +228,15 @@ class Trainer:
             self.progress.step += 1
             samples += len(batch.pids)
             self.listener.on_step(len(batch.pids))
-            if len(pending) == CHECK_EVERY or stopped:
+            if len(pending) == CHECK_EVERY:
                 self._look(pending)
-            if stopped and self.progress.step < self.batches.steps:
-                return False
+            if stopped:
+                break
         self._look(pending)
-        speed = samples / (time.perf_counter() - started)
-        self.progress.close_epoch(learning_rate=rate, samples_per_second=speed)
-        return True
+        self._check_weights()
+        if self.progress.step == self.batches.steps:
+            speed = samples / (time.perf_counter() - started)
+            self.progress.close_epoch(learning_rate=rate, samples_per_second=speed)
 
     def _epochs_done(self) -> float:
         return self.progress.epoch + self.progress.step / self.batches.steps
@@ -250,10 +249,17 @@ class Trainer:
     def _step(self, batch: Any) -> Losses:
         """One descent on one batch."""
         generator = step_generator(self.config.seed, self.progress.epoch, self.progress.step, purpose=1)
-        with autocast(self.device, self.dtype):
-            losses = self.composition(batch, self._epochs_done() / self.config.epochs, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses.total).backward()
+        try:
+            with autocast(self.device, self.dtype):
+                losses = self.composition(batch, self._epochs_done() / self.config.epochs, generator)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(losses.total).backward()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"The device is out of memory at step {self.progress.epoch * self.batches.steps + self.progress.step + 1}",
+                where=str(self.device),
+                remedy="Start again with a smaller --batch-size, or with --amp bf16.",
+            ) from error
         self.scaler.unscale_(self.optimizer)
         clip_gradients(self.composition, self.config.optim.clip_norm)
         self.scaler.step(self.optimizer)
@@ -271,10 +277,22 @@ class Trainer:
                     raise TrainingError(
                         f"The loss {name} is {value} at step {step} (epoch {self.progress.epoch + 1})",
                         where=self.folder,
-                        remedy="Lower --lr, or train with --amp off. What was saved before stays as it is.",
+                        remedy=REMEDY,
                     )
             self.progress.add(values)
         pending.clear()
+
+    def _check_weights(self) -> None:
+        """Refuse weights that a last update has ruined, before they are saved over good ones."""
+        for name, parameter in self.composition.named_parameters():
+            if not parameter.isfinite().all():
+                step = self.progress.epoch * self.batches.steps + self.progress.step
+                active = ", ".join(config.name for config in self.config.objectives)
+                raise TrainingError(
+                    f"The weights are not finite after step {step} ({name}; objectives {active})",
+                    where=self.folder,
+                    remedy=REMEDY,
+                )
 
     def _measure(self, judge: EvaluationData | None) -> None:
         """Measure and record the last epoch that was trained through, unless that is done; keep it if it is the best.
@@ -326,7 +344,7 @@ class Trainer:
             "data_root": str(self.manifest.root),
             "data_fingerprint": self.manifest.fingerprint,
             "epoch": self.progress.epoch,
-            "selected_on": self.selected_on,
+            "selected_on": self.selected_on if name == BEST else "last",
             "fingerprint": weights_fingerprint(
                 {key: value for key, value in weights.items() if key.startswith(ENCODER)}
             ),
@@ -362,6 +380,12 @@ class Trainer:
         self.progress = Progress(**header["progress"])
         lines = read_records(self.folder / METRICS)[: self.progress.epoch]
         self.records = [from_dict(EpochRecord, line) for line in lines]
+        if len(lines) < self.progress.epoch - 1:
+            raise InputError(
+                f"{len(lines)} epochs are recorded, {self.progress.epoch} were trained: the best one is not known",
+                where=self.folder / METRICS,
+                remedy="Put the file back as it was, or train anew.",
+            )
 
 
 def selection_split(config: TrainConfig, manifest: Manifest) -> str:

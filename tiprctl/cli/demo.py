@@ -50,9 +50,11 @@ def demo(
         if stopped or code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise TiprError(
+            failure = TiprError(
                 f"The step ended with exit code {code}",
                 where=shlex.join(["tiprctl", *step]),
                 remedy="Its own message above says why; run the command again with -v for more.",
             )
+            failure.exit_code = code
+            raise failure
     render.note(f"The contact sheet: {sheet}")

@@ -14,7 +14,7 @@ import typer
 
 from tiprctl.cli import render
 from tiprctl.cli.options import Device, Root, Seed, Workers
-from tiprctl.errors import UsageError
+from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from tiprctl.config import TrainConfig
@@ -93,8 +93,8 @@ def train(
     from tiprctl.training import Trainer
 
     with TrainingView() as view, _made(folder, exclusive=resume is None and output is None) as folder:
-        render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
         trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers, listener=view)
+        render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
         result = trainer.run()
     _report(result)
 
@@ -120,9 +120,16 @@ def _made(folder: Path, *, exclusive: bool) -> Iterator[Path]:
     names = chain([folder.name], (f"{folder.name}-{number}" for number in count(2))) if exclusive else [folder.name]
     for name in names:
         folder = folder.with_name(name)
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=not exclusive)
             break
+        except FileExistsError:
+            if not exclusive:
+                raise UsageError("The run's folder is a file", where=folder, remedy="Name another --output.") from None
+        except OSError as error:
+            raise InputError(
+                f"The run's folder cannot be made: {error.strerror}", where=folder, remedy="Name another --output."
+            ) from error
     try:
         yield folder
     finally:

@@ -33,9 +33,6 @@ class TrainingView(Listener):
     def on_step(self, samples: int) -> None:
         self.advance(samples)
 
-    def on_stop(self) -> None:
-        render.note("Stopping after this step; press Ctrl-C again to stop at once.")
-
     def on_epoch(self, record: EpochRecord) -> None:
         figures = _figures(record)
         losses = {name: figures.get(name, "") for name in self.objectives}

@@ -9,6 +9,7 @@ from functools import reduce
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import ObjectiveConfig, from_dict
+from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import EncoderSpec, Needs, encode
 from tiprctl.objectives import find_objective
@@ -34,8 +35,8 @@ class Composition(nn.Module):
     """A method: an encoder and its weighted objectives, each active in its share of the training.
 
     Raises:
-        UsageError: an objective is unknown, its options are wrong, or two that are active together want different
-            masks of the same kind.
+        UsageError: an objective is unknown, its options are wrong, two that are active together want different masks
+            of the same kind, or a stretch of the training has none.
     """
 
     def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
@@ -44,12 +45,22 @@ class Composition(nn.Module):
         self.configs = tuple(configs)
         spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities)
         self.objectives = nn.ModuleDict({config.name: _build(config, spec) for config in self.configs})
-        for config in self.configs:
-            self.needs(config.start)
+        for boundary in {0.0, *(edge for config in configs for edge in (config.start, config.stop) if edge < 1)}:
+            self._check(boundary)
 
     def active(self, progress: float) -> list[ObjectiveConfig]:
         """The objectives that take part at `progress`, the share of all steps that is done."""
         return [config for config in self.configs if config.start <= progress < config.stop]
+
+    def _check(self, progress: float) -> None:
+        """Refuse what could not be trained at `progress`: clashing masks, or nothing to learn from."""
+        self.needs(progress)
+        if not self.active(progress):
+            raise UsageError(
+                f"No objective is active after {progress:.0%} of the training",
+                where="objectives",
+                remedy="Let one of them start there, or stop later.",
+            )
 
     def needs(self, progress: float) -> Needs:
         """What the objectives that are active at `progress` need together."""
