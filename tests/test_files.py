@@ -4,7 +4,7 @@ import os
 import pytest
 
 from tiprctl.errors import InputError
-from tiprctl.files import atomic_path, write_text
+from tiprctl.files import atomic_path, check_writable, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -40,3 +40,12 @@ def test_a_full_disk_is_explained_and_the_old_file_stays_whole(tmp_path, monkeyp
     assert "old file" in str(raised.value)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_could_not_be_written_is_known_before(tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path, tmp_path / "file" / "deep" / "file.txt"):
+        with pytest.raises(InputError, match="Cannot write"):
+            check_writable(target)
+    check_writable(tmp_path / "new" / "deep" / "file.txt")
+    assert os.listdir(tmp_path) == ["file"]

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 
 from tiprctl.errors import InputError
@@ -34,11 +35,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.replace(target)
         _flush(target.parent)
     except OSError as error:
-        raise InputError(
-            f"Cannot write: {error.strerror or error}",
-            where=target,
-            remedy="Free some space or choose a folder that can be written; the old file, if any, is unchanged.",
-        ) from error
+        raise _cannot_write(target, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -48,6 +45,31 @@ def write_text(target: str | Path, text: str) -> None:
     """Write `text` to `target` as UTF-8, atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(target: str | Path) -> None:
+    """Refuse a file that `atomic_path` could not write, before the work that it is to hold; makes no folder.
+
+    Raises:
+        InputError: the folder cannot be written or made, or `target` is a folder.
+    """
+    target = Path(target)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        folder = next(folder for folder in target.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _cannot_write(target: Path, error: OSError) -> InputError:
+    return InputError(
+        f"Cannot write: {error.strerror or error}",
+        where=target,
+        remedy="Free some space or choose a folder that can be written; the old file, if any, is unchanged.",
+    )
 
 
 def _flush(path: Path) -> None:
