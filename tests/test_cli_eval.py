@@ -13,7 +13,7 @@ from tiprctl.checkpoint import encoder_header, save_checkpoint
 from tiprctl.cli.app import app
 from tiprctl.config import to_dict
 from tiprctl.data.manifest import Manifest, write_manifest
-from tiprctl.evaluation import score
+from tiprctl.evaluation import EvaluationData, score
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 
@@ -79,3 +79,33 @@ def test_queries_without_a_match_are_counted(model, monkeypatch):
 
     monkeypatch.setattr("tiprctl.evaluation.score", one_unmatched)
     assert "1 queries have no match in the gallery" in run(model).stderr
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    assert result.exit_code == 3, result.output
+    assert "Model:" not in result.stderr, "it was looked at before the first model was loaded"
+    return result.stderr
+
+
+def test_what_cannot_be_found_or_written_is_said_at_once(model, tmp_path):
+    assert "no such run" in refused(model, "runs/misspelt")
+    assert "no split named 'tset'" in refused(model, "--split", "tset")
+    (tmp_path / "file").touch()
+    assert "Cannot write" in refused(model, "--save-ranks", "file/ranks.jsonl")
+    assert "Cannot write" in refused(model, "--save-ranks", tmp_path)
+
+
+def test_data_are_made_ready_once_for_all_models(model, monkeypatch):
+    built = []
+
+    class Counted(EvaluationData):
+        def __init__(self, *args, **options):
+            built.append(args)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("tiprctl.evaluation.EvaluationData", Counted)
+    shutil.copy(model, "other.safetensors")
+    results = json.loads(run(model, "other.safetensors", "--json").stdout)["results"]
+    assert [row["model"] for row in results] == [model, model, "other.safetensors", "other.safetensors"]
+    assert len(built) == 1

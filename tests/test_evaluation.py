@@ -10,7 +10,9 @@ from tiprctl.models.embedder import Origin
 
 def measurement(model, mean_ap, *, trained_on="t", measured_on="m", **changes):
     config = tiny.recipe(**changes)
-    metrics = RetrievalMetrics(recall={1: mean_ap}, mean_ap=mean_ap, mean_inp=0.0, queries=4, unmatched=1)
+    metrics = RetrievalMetrics(
+        recall={1: mean_ap, 5: 90.0, 10: 95.0}, mean_ap=mean_ap, mean_inp=0.0, queries=4, unmatched=1
+    )
     origin = Origin(fingerprint=model, config=config, data_fingerprint=trained_on, selected_on="val")
     return Measurement(model, origin, "d", measured_on, Evaluation("test", 2, 4, metrics, metrics))
 
@@ -22,7 +24,7 @@ def published(model):
 
 def test_runs_that_differ_in_their_seed_are_averaged():
     forward, backward = summaries([measurement("a", 10.0, seed=1), measurement("b", 20.0, seed=2)])
-    assert (forward["direction"], backward["direction"]) == DIRECTIONS
+    assert (forward["direction"], backward["direction"]) == tuple(DIRECTIONS)
     assert forward["model"] == "mean of 2 synth runs (itc, sdm, id)"
     assert (forward["mAP"], forward["std"]["mAP"]) == (15.0, 7.07)
 
@@ -30,14 +32,14 @@ def test_runs_that_differ_in_their_seed_are_averaged():
 @pytest.mark.parametrize(
     "other",
     [
-        measurement("b", 20.0, objectives=[{"name": "itc"}, {"name": "triplet"}]),
-        measurement("b", 20.0, trained_on="other"),
-        measurement("b", 20.0, measured_on="other"),
-        measurement("a", 20.0),
+        measurement("b", 20.0, seed=1, objectives=[{"name": "itc"}, {"name": "triplet"}]),
+        measurement("b", 20.0, seed=1, trained_on="other"),
+        measurement("b", 20.0, seed=1, measured_on="other"),
+        measurement("b", 20.0),
     ],
-    ids=["other objectives", "trained on other data", "measured on other data", "the same model"],
+    ids=["other objectives", "trained on other data", "measured on other data", "another checkpoint of the run"],
 )
-def test_what_differs_in_more_than_the_seed_is_not_averaged(other):
+def test_what_differs_in_more_or_less_than_the_seed_is_not_averaged(other):
     assert summaries([measurement("a", 10.0), other]) == []
 
 

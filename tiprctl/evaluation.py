@@ -17,11 +17,13 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.recipes import FIGURES
 from tiprctl.tokenizer import default_tokenizer
 
 IMAGE_BATCH = 128
 TEXT_BATCH = 256
-DIRECTIONS = ("text_to_image", "image_to_text")
+DIRECTIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
+"""The fields of `Evaluation`, and their short names."""
 OnItems = Callable[[int], None]
 
 
@@ -130,8 +132,7 @@ def top_hits(features: SplitFeatures, split: Split, k: int = 10) -> list[dict[st
 
 def figures(metrics: RetrievalMetrics) -> dict[str, float]:
     """R@k, mAP and mINP of one direction by their names, in percent."""
-    recall = {f"R@{k}": value for k, value in metrics.recall.items()}
-    return {**recall, "mAP": metrics.mean_ap, "mINP": metrics.mean_inp}
+    return dict(zip(FIGURES, (*metrics.recall.values(), metrics.mean_ap, metrics.mean_inp), strict=True))
 
 
 def rows(measurement: Measurement) -> list[dict[str, Any]]:
@@ -155,14 +156,14 @@ def rows(measurement: Measurement) -> list[dict[str, Any]]:
 def summaries(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Rows of mean and standard deviation over runs that differ in their seed alone, measured on the same data.
 
-    A model counts once however often it is named; one that no run made is in no mean.
+    A seed counts once, with the first of its checkpoints; a model that no run made is in no mean.
     """
-    groups: dict[tuple[str, ...], dict[str, Measurement]] = {}
+    groups: dict[tuple[str, ...], dict[int, Measurement]] = {}
     for one in measurements:
         if one.origin.config is not None:
             settings = json.dumps(to_dict(replace(one.origin.config, seed=0)))
             key = (one.data_fingerprint, str(one.origin.data_fingerprint), settings)
-            groups.setdefault(key, {})[one.origin.fingerprint] = one
+            groups.setdefault(key, {}).setdefault(one.origin.config.seed, one)
     return [
         _summary(list(group.values()), direction)
         for group in groups.values()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from tiprctl.config import AugmentConfig, ModelConfig, ObjectiveConfig, OptimConfig, SamplingConfig, TrainConfig
 from tiprctl.errors import UsageError, unknown_name
 from tiprctl.objectives import OBJECTIVES
+
+FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
+"""The figures by which methods are compared, in percent, by the names of the field."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class PublishedRow:
     recall: tuple[float, float, float]
     mean_ap: float | None = None
     mean_inp: float | None = None
+
+    def as_result(self) -> dict[str, Any]:
+        """The row in the form of our own results."""
+        figures = dict(zip(FIGURES, (*self.recall, self.mean_ap, self.mean_inp)))
+        return {"model": self.method, "direction": "text_to_image", "selected_on": "test", **figures}
 
 
 # Importance that the methods' authors or we give an objective when it is added by name alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +14,29 @@ from tiprctl.cli.options import Device, Json, Root, Workers
 from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from tiprctl.data.manifest import Manifest
-    from tiprctl.evaluation import Measurement
+    from tiprctl.data.manifest import Manifest, Split
+    from tiprctl.evaluation import EvaluationData, Measurement
     from tiprctl.models.embedder import Origin
 
-FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
-DIRECTIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that hold for every model."""
+
+    data: list[str] | None
+    root: Path | None
+    split: str
+    workers: int | None
+    device: str | None
+    save_ranks: Path | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, by the name that the user gave it, and the data to measure it on."""
+
+    model: str
+    data: list[tuple[Manifest, Split]]
 
 
 def evaluate(
@@ -49,13 +68,13 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    measured = [one for model in models for one in _measure(model, data, root, split, device, workers, save_ranks)]
+    measured = list(_measured(models, Asked(data, root, split, workers, device, save_ranks)))
 
     from tiprctl.evaluation import rows, summaries
 
     results = [*(row for one in measured for row in rows(one)), *summaries(measured)]
     datasets = list(dict.fromkeys(row["data"] for row in results))
-    published = {name: [_published_row(row) for row in PUBLISHED.get(name, ())] for name in datasets}
+    published = {name: [row.as_result() for row in PUBLISHED.get(name, ())] for name in datasets}
     if json:
         render.result_json({"split": split, "results": results, "published": published})
         return
@@ -63,42 +82,56 @@ def evaluate(
         _print_table(name, split, [row for row in results if row["data"] == name], published[name])
 
 
-def _measure(
-    model: str,
-    data: list[str] | None,
-    root: Path | None,
-    split: str,
-    device: str | None,
-    workers: int | None,
-    save_ranks: Path | None,
-) -> list[Measurement]:
-    """One measurement for each data set."""
+def _measured(models: list[str], asked: Asked) -> Iterator[Measurement]:
+    """Each model on each of its data sets; what cannot be found or written is said before the first is encoded."""
+    from tiprctl.files import check_writable
+
+    tasks = [_task(model, asked) for model in models]
+    if asked.save_ranks is not None:
+        check_writable(asked.save_ranks)
+    prepared: dict[tuple[Any, ...], EvaluationData] = {}
+    for task in tasks:
+        yield from _measure(task, asked, prepared)
+
+
+def _task(model: str, asked: Asked) -> Task:
+    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(model, asked)])
+
+
+def _data_sets(model: str, asked: Asked) -> list[Manifest]:
+    """The data sets asked for; without any, the model's own: where it was, or else by its name."""
+    from tiprctl.checkpoint import is_own, read_header
+    from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
+    from tiprctl.sources import find_source
+
+    file = find_source(model)
+    header = read_header(file) if file is not None and is_own(file) else {}
+    own = header.get("data_root")
+    if asked.data or asked.root or own is None or not (Path(own) / FILE_NAME).is_file():
+        return [find_manifest(name, asked.root) for name in asked.data or [header.get("dataset")]]
+    return [read_manifest(own)]
+
+
+def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], EvaluationData]) -> Iterator[Measurement]:
+    """One measurement for each data set; `prepared` keeps the data for models of the same input size."""
     from tiprctl.evaluation import EvaluationData, Measurement, score, top_hits
     from tiprctl.precision import find_device
     from tiprctl.sources import load_embedder
 
-    embedder = load_embedder(model, device=find_device(device))
+    embedder = load_embedder(task.model, device=find_device(asked.device))
     render.note(f"Model: {embedder.description}")
-    measured = []
-    for manifest in _data_sets(embedder.origin, data, root):
-        _warn_of_other_data(model, embedder.origin, manifest)
-        prepared = EvaluationData(manifest.split(split), embedder.image_size, workers=workers)
-        with render.progress(f"Encoding {manifest.dataset}", prepared.items, "items") as advance:
-            features = prepared.encode(embedder, advance)
-        result = score(features, prepared.split)
-        measured.append(Measurement(model, embedder.origin, manifest.dataset, manifest.fingerprint, result))
-        if save_ranks is not None:
-            _save_ranks(save_ranks, top_hits(features, prepared.split))
-    return measured
-
-
-def _data_sets(origin: Origin, data: list[str] | None, root: Path | None) -> list[Manifest]:
-    """The data sets asked for; without any, the model's own: where it was, or else by its name."""
-    from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
-
-    if data or root or origin.data_root is None or not (origin.data_root / FILE_NAME).is_file():
-        return [find_manifest(name, root) for name in data or [origin.dataset]]
-    return [read_manifest(origin.data_root)]
+    for manifest, split in task.data:
+        _warn_of_other_data(task.model, embedder.origin, manifest)
+        key = (manifest.fingerprint, split.name, embedder.image_size)
+        if key not in prepared:
+            prepared[key] = EvaluationData(split, embedder.image_size, workers=asked.workers)
+        data = prepared[key]
+        with render.progress(f"Encoding {manifest.dataset}", data.items, "items") as advance:
+            features = data.encode(embedder, advance)
+        result = score(features, data.split)
+        if asked.save_ranks is not None:
+            _save_ranks(asked.save_ranks, top_hits(features, data.split))
+        yield Measurement(task.model, embedder.origin, manifest.dataset, manifest.fingerprint, result)
 
 
 def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
@@ -111,12 +144,9 @@ def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
         )
 
 
-def _published_row(row: Any) -> dict[str, Any]:
-    figures = dict(zip(FIGURES, (*row.recall, row.mean_ap, row.mean_inp)))
-    return {"model": row.method, "direction": "text_to_image", "selected_on": "test", **figures}
-
-
 def _print_table(dataset: str, split: str, own: list[dict[str, Any]], published: list[dict[str, Any]]) -> None:
+    from tiprctl.recipes import FIGURES
+
     columns = ["model", "way", "chosen on", *((figure, "right") for figure in FIGURES)]
     table = render.table(
         f"{dataset}, {split} split, percent; t2i: a caption finds its images", columns, map(_cells, own)
@@ -129,6 +159,9 @@ def _print_table(dataset: str, split: str, own: list[dict[str, Any]], published:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    from tiprctl.evaluation import DIRECTIONS
+    from tiprctl.recipes import FIGURES
+
     spread = row.get("std", {})
     figures = [
         "–" if row[figure] is None else f"{row[figure]:.2f}" + (f" ± {spread[figure]:.2f}" if spread else "")
