@@ -196,6 +196,8 @@ BAD = {
     "not UTF-8": (["--queries", "latin.txt"], 3, "The file of queries is not UTF-8"),
     "sheet of another kind": (["red", "--sheet", "out.jpg"], 2, "The contact sheet is a PNG file"),
     "sheet in the gallery": (["red", "--sheet", "crops/out.png"], 2, "would lie in the gallery"),
+    "sheet in no folder": (["red", "--sheet", "empty.txt/out.png"], 3, "Cannot write"),
+    "sheet too large": (["--queries", "many.txt", "--sheet", "out.png"], 2, "A contact sheet of 1,002 crops is too"),
     "top of none": (["red", "--top", "0"], 2, "--top"),
 }
 
@@ -203,6 +205,7 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "code", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_explained(embedder, crops, tmp_path, arguments, code, message):
     (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "many.txt").write_text("red\n" * 334)
     (tmp_path / "latin.txt").write_bytes("röd kappa".encode("latin-1"))
     done = run(*arguments, "--gallery", "crops")
     assert done.exit_code == code

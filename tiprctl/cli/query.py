@@ -52,8 +52,11 @@ def query(
 
     from tiprctl.gallery.embed import list_images
     from tiprctl.gallery.search import search
+    from tiprctl.gallery.sheet import check_sheet
 
     listing = list_images(gallery)
+    if sheet:
+        check_sheet(sheet, len(sentences) * min(top, len(listing.images)))
     embedder = _load_embedder(model, device)
     render.note(f"Model: {embedder.description}")
     _warn_of_long(sentences)

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from tiprctl.errors import ImageError, UsageError
-from tiprctl.files import atomic_path
+from tiprctl.files import atomic_path, check_writable
 from tiprctl.images import open_image
 
 CELL = (128, 256)
@@ -41,22 +41,29 @@ class Block:
     crops: Sequence[Crop]
 
 
-def write_sheet(target: str | Path, blocks: Sequence[Block]) -> None:
-    """Write the blocks, one below the other, to a PNG file, atomically.
-
-    Crops keep their proportions; one that has meanwhile become unreadable leaves its place empty.
+def check_sheet(target: str | Path, crops: int) -> None:
+    """Refuse a sheet that cannot be, before the crops are sought.
 
     Raises:
         UsageError: there are more than `MAX_CROPS` crops.
         InputError: the file cannot be written.
     """
-    count = sum(len(block.crops) for block in blocks)
-    if count > MAX_CROPS:
+    if crops > MAX_CROPS:
         raise UsageError(
-            f"A contact sheet of {count:,} crops is too large; it holds {MAX_CROPS:,}",
+            f"A contact sheet of {crops:,} crops is too large; it holds {MAX_CROPS:,}",
             where=target,
             remedy="Lower --top or ask fewer sentences at once.",
         )
+    check_writable(target)
+
+
+def write_sheet(target: str | Path, blocks: Sequence[Block]) -> None:
+    """Write the blocks, one below the other, to a PNG file, atomically.
+
+    Crops keep their proportions; one that has meanwhile become unreadable leaves its place empty.
+    Raises as `check_sheet`.
+    """
+    check_sheet(target, sum(len(block.crops) for block in blocks))
     sheet = draw_sheet(blocks)
     with atomic_path(target) as temporary:
         sheet.save(temporary, format="PNG")
