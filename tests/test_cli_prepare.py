@@ -135,6 +135,11 @@ def test_folder_of_ones_own(cuhk_root, tmp_path):
     split = read_manifest(cuhk_root / "imgs").split("test")
     assert split.captions == ["A man, walking.", "A woman."]
     assert split.image_pids.tolist() == [0, 1]
+    assert "Everything is in the split test" in result.stderr
+    table.write_text("path,caption,split\ncam_a/001_0.jpg,A man.,train\ncam_a/002_1.jpg,A woman.,test\n")
+    result = run("folder", "--root", cuhk_root / "imgs", "--captions", table)
+    assert read_manifest(cuhk_root / "imgs").splits == ("train", "test")
+    assert "Everything is in" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,8 @@ def test_folder_of_ones_own(cuhk_root, tmp_path):
         (["rstpreid"], 3, "rstpreid is not there: no data_captions.json"),
         (["cuhk-pedes", "--ids", "5"], 2, "--ids belongs to synth-pedes"),
         (["cuhk-pedes", "--report"], 2, "--report belongs to synth-pedes"),
+        (["synth-pedes", "--check", "--ids", "5"], 2, "--ids is for drawing; --check takes synth-pedes as it stands"),
+        (["synth-pedes", "--check", "--force"], 2, "--force is for drawing"),
         (["synth-pedes", "--test-ids", "0", "--report"], 2, "--report measures the test split"),
         (["folder", "--captions", "none.csv"], 3, "There is no such annotation file"),
     ],
@@ -214,7 +221,7 @@ def test_synth_pedes_is_drawn_once(tmp_path, drawings):
     other = run("synth-pedes", "--root", root)
     assert other.exit_code == 3
     assert "drawn with ids 4, val_ids 2, test_ids 2, seed 0" in other.stderr
-    assert "--force" in other.stderr
+    assert "`tiprctl prepare synth-pedes --force`" in other.stderr
     assert run("synth-pedes", "--root", root, "--force", "--seed", 1).exit_code == 0
     assert drawings[1:] == [{"ids": 3000, "val_ids": 100, "test_ids": 200, "seed": 1}]
 

@@ -64,6 +64,12 @@ def test_path_with_two_identities_is_two_images(tmp_path):
     assert split.caption_images.tolist() == [0, 1]
 
 
+def test_a_folder_without_the_split_says_how_to_give_it_one(tmp_path):
+    manifest = build_manifest("folder", tmp_path, [Record("test", 1, "a.jpg", ("One.",))])
+    with pytest.raises(InputError, match="Give its table a column split"):
+        manifest.split("train")
+
+
 def test_unknown_split_lists_those_there_are(manifest):
     with pytest.raises(InputError, match="no split named 'val'") as caught:
         manifest.split("val")

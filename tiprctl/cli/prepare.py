@@ -12,6 +12,7 @@ from tiprctl.cli import render
 from tiprctl.cli.options import Json, Root, Seed, Workers
 from tiprctl.cores import cores
 from tiprctl.data.catalog import DATA_SETS, data_set, locate
+from tiprctl.data.folder import FOLDER
 from tiprctl.data.records import DataSet, Record
 from tiprctl.data.synth_pedes import SYNTH_PEDES, Drawing
 from tiprctl.errors import CheckError, InputError, TiprError, UsageError
@@ -73,9 +74,12 @@ def prepare(
     if report and test_ids == 0:
         raise UsageError("--report measures the test split, and --test-ids 0 leaves it empty", remedy="Leave out one.")
     if dataset is SYNTH_PEDES:
+        if check:
+            _refuse({**drawing, "force": force or None}, "is for drawing; --check takes synth-pedes as it stands")
         root = _draw(root, drawing, workers=threads, force=force, check=check)
     else:
-        _refuse({**drawing, "force": force or None, "report": report or None}, dataset)
+        reason = f"belongs to synth-pedes; {dataset.name} is read as it lies on disk"
+        _refuse({**drawing, "force": force or None, "report": report or None}, reason)
     folder, annotation = locate(dataset, root, captions)
     records = dataset.read(annotation)
     found = _check(folder, records, threads)
@@ -104,14 +108,11 @@ def _draw(root: Path | None, arguments: dict[str, int | None], *, workers: int, 
     return folder
 
 
-def _refuse(given: dict[str, Any], dataset: DataSet) -> None:
-    """Options that only drawing knows would otherwise be ignored without a word."""
+def _refuse(given: dict[str, Any], reason: str) -> None:
+    """Options that would otherwise be ignored without a word."""
     for option, value in given.items():
         if value is not None:
-            raise UsageError(
-                f"--{option.replace('_', '-')} belongs to synth-pedes; {dataset.name} is read as it lies on disk",
-                remedy="Leave it out.",
-            )
+            raise UsageError(f"--{option.replace('_', '-')} {reason}", remedy="Leave it out.")
 
 
 def _check(folder: Path, records: list[Record], workers: int) -> Report:
@@ -191,6 +192,8 @@ def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficult
             render.warning(f"{_plural(len(findings), fault.value)}: {_first(findings)}")
     for sentence in differs_from_published(found.sizes, dataset.published):
         render.note(sentence)
+    if dataset is FOLDER and set(found.sizes) == {"test"}:
+        render.note("Everything is in the split test. To train, give the table a column split: train, val or test.")
     if manifest is not None:
         captions = manifest.captions
         images = _plural(len(captions.drop_duplicates(["split", "path", "pid"])), "image")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiprctl.data.catalog import DATA_SETS, data_home
+from tiprctl.data.folder import FOLDER
 from tiprctl.data.records import Record
 from tiprctl.errors import InputError, TiprError, UsageError, unknown_name
 from tiprctl.files import atomic_path
@@ -70,10 +71,11 @@ class Manifest:
         """
         rows = self.captions[self.captions["split"] == name]
         if rows.empty:
+            way = " Give its table a column split and prepare it again." if self.dataset == FOLDER.name else ""
             raise InputError(
                 f"{self.dataset} has no split named {name!r}",
                 where=self.root / FILE_NAME,
-                remedy=f"It has: {', '.join(self.splits) or 'none, it is empty'}.",
+                remedy=f"It has: {', '.join(self.splits) or 'none, it is empty'}.{way}",
             )
         image_of_row = rows.groupby(["path", "pid"], sort=False).ngroup().to_numpy(np.int64)
         images = rows.drop_duplicates(["path", "pid"])

@@ -46,7 +46,7 @@ def draw(
         raise InputError(
             f"Another synth-pedes stands here, drawn with {_arguments(standing)}",
             where=folder,
-            remedy="Draw it anew with --force, or choose another folder with --root.",
+            remedy="Draw it anew with `tiprctl prepare synth-pedes --force`, or choose another folder with --root.",
         )
     # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
     write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
