@@ -117,9 +117,9 @@ def _name_origin(fault: Exception) -> None:
         return
     source = fault.ctx.get_parameter_source(fault.param.name)
     if source is not None and source.name == "ENVIRONMENT":
-        fault.message += f" It is set by {fault.ctx.auto_envvar_prefix}_{fault.param.name.upper()}."
+        fault.message += f" (set by {fault.ctx.auto_envvar_prefix}_{fault.param.name.upper()})"
     elif source is not None and source.name == "DEFAULT_MAP":
-        fault.message += f" It is set in {SETTINGS_FILE}."
+        fault.message += f" (set in {SETTINGS_FILE})"
 
 
 def _is_usage(fault: Exception) -> bool:
