@@ -228,7 +228,9 @@ def test_eval_of_several_runs_adds_mean_and_deviation(trained):
     summary = next(row for row in rows[4:] if row["direction"] == "text_to_image")
     assert summary["mAP"] == pytest.approx((first + second) / 2, abs=0.01)
     assert summary["std"]["mAP"] == pytest.approx(abs(first - second) / 2**0.5, abs=0.01)
-    assert "±" in run("eval", "runs/a", "runs/b").stdout
+    table = run("eval", "runs/a", "runs/b").stdout
+    assert "mean of 2 synth runs" in table
+    assert "± standard deviation" in table
 
 
 def test_eval_saves_the_ranks_of_each_query(trained):

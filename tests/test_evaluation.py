@@ -25,7 +25,7 @@ def published(model):
 def test_runs_that_differ_in_their_seed_are_averaged():
     forward, backward = summaries([measurement("a", 10.0, seed=1), measurement("b", 20.0, seed=2)])
     assert (forward["direction"], backward["direction"]) == tuple(DIRECTIONS)
-    assert forward["model"] == "mean of 2 synth runs (itc, sdm, id)"
+    assert forward["model"] == "mean of 2 synth runs"
     assert (forward["mAP"], forward["std"]["mAP"]) == (15.0, 7.07)
 
 

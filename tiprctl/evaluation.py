@@ -176,7 +176,7 @@ def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
     config = group[0].origin.config
     values = [figures(getattr(one.evaluation, direction)) for one in group]
     return {
-        "model": f"mean of {len(group)} {config.recipe} runs ({', '.join(term.name for term in config.objectives)})",
+        "model": f"mean of {len(group)} {config.recipe} runs",
         "recipe": config.recipe,
         "data": group[0].dataset,
         "direction": direction,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,25 +150,29 @@ def _print_table(dataset: str, split: str, own: list[dict[str, Any]], published:
 
     columns = ["model", "way", "chosen on", *((figure, "right") for figure in FIGURES)]
     table = render.table(
-        f"{dataset}, {split} split, percent; t2i: a caption finds its images", columns, map(_cells, own)
+        f"{dataset}, {split} split, percent; t2i: a caption finds its images",
+        columns,
+        chain.from_iterable(map(_lines, own)),
     )
-    render.extend_table(table, "published", map(_cells, published))
+    render.extend_table(table, "published", chain.from_iterable(map(_lines, published)))
     render.result_table(table)
     unmatched = max((row.get("unmatched", 0) for row in own), default=0)
     if unmatched:
         render.warning(f"{unmatched} queries have no match in the gallery: misses in R@k, left out of mAP and mINP.")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _lines(row: dict[str, Any]) -> list[list[str]]:
+    """A row's cells; below a mean, its standard deviation."""
     from tiprctl.evaluation import DIRECTIONS
     from tiprctl.recipes import FIGURES
 
-    spread = row.get("std", {})
-    figures = [
-        "–" if row[figure] is None else f"{row[figure]:.2f}" + (f" ± {spread[figure]:.2f}" if spread else "")
-        for figure in FIGURES
-    ]
-    return [row["model"], DIRECTIONS[row["direction"]], row["selected_on"], *figures]
+    def cells(figures: dict[str, float | None]) -> list[str]:
+        return ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in FIGURES]
+
+    lines = [[row["model"], DIRECTIONS[row["direction"]], row["selected_on"], *cells(row)]]
+    if "std" in row:
+        lines.append(["± standard deviation", "", "", *cells(row["std"])])
+    return lines
 
 
 def _save_ranks(file: Path, hits: list[dict[str, Any]]) -> None:
