@@ -26,7 +26,7 @@ FLOORS = (
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
     ("tiprctl.recipes", "tiprctl.evaluation"),
-    ("tiprctl.optimisation", "tiprctl.training"),
+    ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )
 PURE = ("tiprctl.losses", "tiprctl.metrics", "tiprctl.models.masking")

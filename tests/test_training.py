@@ -15,9 +15,10 @@ from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.optimisation import schedule_factor
+from tiprctl.progress import Listener
 from tiprctl.runs import BEST, LAST, METRICS, RESULT, Run, latest_run
 from tiprctl.tokenizer import default_tokenizer
-from tiprctl.training import Listener, Trainer, selection_split
+from tiprctl.training import Trainer, selection_split
 
 
 class Interrupting(Listener):
@@ -87,7 +88,7 @@ def test_a_killed_training_continues_to_the_same_losses(cuhk_manifest, tmp_path)
     script = (
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "import tiny, torch\n"
-        "from tiprctl.data.manifest import read_manifest; from tiprctl.training import Listener, Trainer\n"
+        "from tiprctl.data.manifest import read_manifest; from tiprctl.progress import Listener; from tiprctl.training import Trainer\n"
         "class Kill(Listener):\n"
         "    def on_epoch(self, record): os.kill(os.getpid(), signal.SIGKILL)\n"
         "Trainer(tiny.recipe(), read_manifest(sys.argv[2]), Path(sys.argv[3]), device=torch.device('cpu'),"

@@ -19,7 +19,7 @@ from tiprctl.errors import InputError, UsageError
 if TYPE_CHECKING:
     from tiprctl.config import TrainConfig
     from tiprctl.data.manifest import Manifest
-    from tiprctl.training import TrainingResult
+    from tiprctl.progress import TrainingResult
 
 
 class Amp(StrEnum):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tiprctl.cli import render
 from tiprctl.config import TrainConfig
-from tiprctl.training import EpochRecord, Listener
+from tiprctl.progress import EpochRecord, Listener
 
 
 class TrainingView(Listener):
