@@ -15,6 +15,7 @@ FLOORS = (
         "tiprctl.losses",
         "tiprctl.metrics",
         "tiprctl.tokenizer",
+        "tiprctl.token_masking",
         "tiprctl.errors",
         "tiprctl.files",
         "tiprctl.images",

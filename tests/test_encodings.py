@@ -5,10 +5,11 @@ import torch
 from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
 from tiprctl.models.clip import Clip
-from tiprctl.models.encodings import ImageMask, Needs, encode
+from tiprctl.models.encodings import ImageMask, Needs, TextMask, encode
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 from tiprctl.objectives.composition import Composition
+from tiprctl.token_masking import mask_tokens
 
 
 def generator():
@@ -80,7 +81,7 @@ def test_needs_merge_and_conflict_by_name():
 def test_global_features_are_the_class_and_the_end_token():
     encoder, batch = tiny.encoder(), tiny.batch()
     batch.token_ids[0, 4:] = torch.tensor([99, 0, 0, 0, 0])
-    encodings = encode(encoder, batch.pixels, batch.token_ids, Needs(), generator())
+    encodings = encode(encoder, batch, Needs(), generator())
     assert torch.equal(encodings.image, encodings.image_tokens[:, 0])
     assert torch.equal(encodings.text[0], encodings.text_tokens[0, 4])
     assert torch.equal(encodings.text[1], encodings.text_tokens[1, 8])
@@ -90,7 +91,7 @@ def test_global_features_are_the_class_and_the_end_token():
 
 def test_the_masked_view_is_the_grey_image_at_the_kept_patches():
     encoder, batch = tiny.encoder(), tiny.batch()
-    encodings = encode(encoder, batch.pixels, batch.token_ids, Needs(masked_image=ImageMask(0.5)), generator())
+    encodings = encode(encoder, batch, Needs(masked_image=ImageMask(0.5)), generator())
     expected = encoder.clip.encode_image(grey(batch.pixels), keep=encodings.kept)
     torch.testing.assert_close(encodings.masked_image_tokens, expected)
     assert encodings.kept.shape == (6, 4)
@@ -121,3 +122,28 @@ def test_masks_that_clash_are_refused_when_the_method_is_put_together(monkeypatc
         Composition(tiny.encoder(), (ObjectiveConfig(name="id"), late), identities=3)
     apart = ObjectiveConfig(name="id", stop=0.5)
     assert Composition(tiny.encoder(), (apart, late), identities=3).needs(0.6).masked_image.ratio == 0.5
+
+
+def test_the_masked_caption_is_encoded_from_its_own_draw():
+    encoder, batch = tiny.encoder(), tiny.batch()
+    encodings = encode(encoder, batch, Needs(masked_text=TextMask(0.5)), generator())
+    ids, labels = mask_tokens(batch.token_ids, 0.5, vocab_size=100, generator=generator())
+    assert torch.equal(encodings.token_labels, labels)
+    torch.testing.assert_close(encodings.masked_text_tokens, encoder.clip.encode_text(ids))
+    torch.testing.assert_close(encodings.text_tokens, encoder.clip.encode_text(batch.token_ids))
+
+
+def test_captions_that_came_masked_are_their_own_masked_view(passes):
+    encoder, batch = tiny.encoder(), tiny.batch()
+    batch.token_ids, batch.token_labels = mask_tokens(batch.token_ids, 0.5, vocab_size=100, generator=generator())
+    encodings = encode(encoder, batch, Needs(masked_text=TextMask(0.5)), generator())
+    assert encodings.masked_text_tokens is encodings.text_tokens
+    assert torch.equal(encodings.token_labels, batch.token_labels)
+    assert sorted(passes) == [("encode_image", "whole"), ("encode_text", "whole")]
+
+
+def test_padded_captions_reach_the_whole_context_with_equal_features():
+    encoder, batch = tiny.encoder(), tiny.batch()
+    short, long = (encode(encoder, batch, Needs(padded_text=padded), generator()) for padded in (False, True))
+    assert long.text_tokens.shape[1] == long.token_ids.shape[1] == 77
+    torch.testing.assert_close(long.text, short.text)

@@ -38,6 +38,7 @@ class NoiseBatch:
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
+    token_labels: Tensor | None = None
 
 
 def batch(size: int = 6, length: int = 9, seed: int = 0) -> NoiseBatch:

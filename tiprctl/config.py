@@ -67,6 +67,20 @@ class AugmentConfig:
 
 
 @frozen
+class CaptionConfig:
+    """Random changes to the training captions.
+
+    `prune`: probability that a caption gives way to its pruned form, its nouns, adjectives and pronouns (SEN).
+    `mask_content`, `mask_other`: probability that a token of a noun or adjective, and that any other token, is masked
+    for every loss, as the published code of IRRA and SEN does and their papers do not say (docs/choices.md).
+    """
+
+    prune: Fraction = 0.0
+    mask_content: Fraction = 0.0
+    mask_other: Fraction = 0.0
+
+
+@frozen
 class SamplingConfig:
     """How captions are put into batches.
 
@@ -111,6 +125,7 @@ class TrainConfig:
     objectives: tuple[ObjectiveConfig, ...]
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     epochs: Count = 60

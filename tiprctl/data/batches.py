@@ -22,12 +22,14 @@ class Batch:
     """B image-caption pairs on the training device.
 
     `pixels` (B, 3, H, W) normalised float32; `token_ids` (B, L) int64, padded with 0 to the longest caption of the
-    batch; `pids` (B,) identity labels from 0 without gaps.
+    batch; `pids` (B,) identity labels from 0 without gaps; `token_labels` (B, L) the original ids where the captions
+    are masked, elsewhere 0, None when they are whole.
     """
 
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
+    token_labels: Tensor | None = None
 
 
 class TrainingBatches:

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any, Protocol
 
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.masking import grey, random_keep
+from tiprctl.token_masking import mask_tokens
+
+
+class PairBatch(Protocol):
+    """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,) from 0.
+
+    `token_labels` (B, L) are the original ids where the captions came masked, elsewhere 0; None when they came whole.
+    """
+
+    pixels: Tensor
+    token_ids: Tensor
+    pids: Tensor
+    token_labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -32,10 +47,22 @@ class ImageMask:
 
 
 @dataclass(frozen=True)
+class TextMask:
+    """A view of the caption with the share `ratio` of its tokens masked as in BERT."""
+
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Needs:
-    """The views of a batch that an objective wants beside the plain image and caption."""
+    """The views of a batch that an objective wants beside the plain image and caption.
+
+    `padded_text`: captions padded to the whole context, for those published decoders that attend to padding.
+    """
 
     masked_image: ImageMask | None = None
+    masked_text: TextMask | None = None
+    padded_text: bool = False
 
     def merge(self, other: Needs) -> Needs:
         """Both needs in one.
@@ -45,31 +72,36 @@ class Needs:
         """
         return Needs(**{field.name: self._agree(other, field.name) for field in fields(self)})
 
-    def _agree(self, other: Needs, view: str) -> ImageMask | None:
+    def _agree(self, other: Needs, view: str) -> Any:
         mine, theirs = getattr(self, view), getattr(other, view)
-        if mine is not None and theirs is not None and mine != theirs:
+        if mine and theirs and mine != theirs:
             raise UsageError(
                 f"Two objectives want different views of a batch: {mine} and {theirs}",
                 where=view,
                 remedy="Give both objectives the same mask, or train with one of them.",
             )
-        return mine if mine is not None else theirs
+        return mine or theirs
 
 
 @dataclass(frozen=True)
 class Encodings:
     """What the towers made of a batch of B image-caption pairs.
 
-    Shapes: `image_tokens` (B, 1+N, D), `text_tokens` (B, L, D); `image` and `text` (B, F) the head's features, not
-    normalised; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K), None unless needed.
+    Shapes: `image_tokens` (B, 1+N, D), `text_tokens` (B, L, D) of `token_ids` (B, L); `image` and `text` (B, F) the
+    head's features, not normalised; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
+    `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
+    What no objective needs is None.
     """
 
+    token_ids: Tensor
     image_tokens: Tensor
     text_tokens: Tensor
     image: Tensor
     text: Tensor
     masked_image_tokens: Tensor | None = None
     kept: Tensor | None = None
+    masked_text_tokens: Tensor | None = None
+    token_labels: Tensor | None = None
 
     @cached_property
     def similarity(self) -> Tensor:
@@ -77,27 +109,47 @@ class Encodings:
         return cosine_similarity(self.image, self.text)
 
 
-def encode(encoder: DualEncoder, pixels: Tensor, token_ids: Tensor, needs: Needs, generator: Generator) -> Encodings:
-    """Encode images `(B, 3, H, W)` and their captions `(B, L)`, and each further view that is needed, once.
+def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Encodings:
+    """Encode the images and captions of a batch, and each further view that is needed, once.
 
-    Masks are drawn from `generator`.
+    Masks are drawn from `generator`. Captions that came masked are their own masked view.
     """
-    clip = encoder.clip
-    image_tokens = clip.encode_image(pixels)
-    text_tokens = clip.encode_text(token_ids)
-    masked_image_tokens, kept = None, None
-    if needs.masked_image is not None:
-        rows, columns = clip.config.grid
-        kept = random_keep(
-            len(pixels), rows * columns, needs.masked_image.ratio, generator=generator, device=pixels.device
+    context = encoder.clip.config.context_length
+    token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
+    image_tokens = encoder.clip.encode_image(batch.pixels)
+    text_tokens = encoder.clip.encode_text(token_ids)
+    masked_image_tokens, kept = _masked_image(encoder, batch.pixels, needs.masked_image, generator)
+    masked_text_tokens, token_labels = None, None
+    if needs.masked_text and batch.token_labels is not None:
+        masked_text_tokens, token_labels = text_tokens, _padded(batch.token_labels, token_ids.shape[1])
+    elif needs.masked_text:
+        masked_ids, token_labels = mask_tokens(
+            token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, generator=generator
         )
-        view = grey(pixels) if needs.masked_image.grey else pixels
-        masked_image_tokens = clip.encode_image(view, keep=kept)
+        masked_text_tokens = encoder.clip.encode_text(masked_ids)
     return Encodings(
+        token_ids=token_ids,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         image=encoder.head.image(image_tokens),
         text=encoder.head.text(text_tokens, token_ids),
         masked_image_tokens=masked_image_tokens,
         kept=kept,
+        masked_text_tokens=masked_text_tokens,
+        token_labels=token_labels,
     )
+
+
+def _masked_image(
+    encoder: DualEncoder, pixels: Tensor, mask: ImageMask | None, generator: Generator
+) -> tuple[Tensor | None, Tensor | None]:
+    """The tokens of the visible patches and their indices; nothing without a mask."""
+    if mask is None:
+        return None, None
+    rows, columns = encoder.clip.config.grid
+    kept = random_keep(len(pixels), rows * columns, mask.ratio, generator=generator, device=pixels.device)
+    return encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept), kept
+
+
+def _padded(token_ids: Tensor, length: int) -> Tensor:
+    return F.pad(token_ids, (0, length - token_ids.shape[1]))

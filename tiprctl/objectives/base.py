@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tiprctl.models.encodings import EncoderSpec, Encodings, Needs
+from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch
 
 
 class Role(Enum):
@@ -22,12 +22,6 @@ class Role(Enum):
     TOWER = "tower"
     FRESH = "fresh"
     CLASSIFIER = "classifier"
-
-
-class Labels(Protocol):
-    """What a loss may know of a batch beside its encodings: identity labels `(B,)`, from 0 without gaps."""
-
-    pids: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,5 +54,5 @@ class Objective(nn.Module):
         """The objective's modules, each with the role of its parameters."""
         yield Role.FRESH, self
 
-    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+    def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")

@@ -11,16 +11,9 @@ from torch import Generator, Tensor, nn
 from tiprctl.config import ObjectiveConfig, from_dict
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.encodings import EncoderSpec, Needs, encode
+from tiprctl.models.encodings import EncoderSpec, Needs, PairBatch, encode
 from tiprctl.objectives import find_objective
-from tiprctl.objectives.base import Labels, Objective, Role
-
-
-class PairBatch(Labels):
-    """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,)."""
-
-    pixels: Tensor
-    token_ids: Tensor
+from tiprctl.objectives.base import Objective, Role
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Composition(nn.Module):
 
     def forward(self, batch: PairBatch, progress: float, generator: Generator) -> Losses:
         """The losses of a batch; masks are drawn from `generator`."""
-        encodings = encode(self.encoder, batch.pixels, batch.token_ids, self.needs(progress), generator)
+        encodings = encode(self.encoder, batch, self.needs(progress), generator)
         total, parts = encodings.similarity.new_zeros(()), {}
         for config in self.active(progress):
             output = self.objectives[config.name](encodings, batch)

@@ -8,8 +8,8 @@ from torch import nn
 
 from tiprctl.config import frozen
 from tiprctl.losses.identity import identity_loss
-from tiprctl.models.encodings import EncoderSpec, Encodings
-from tiprctl.objectives.base import Labels, Objective, ObjectiveOutput, Role
+from tiprctl.models.encodings import EncoderSpec, Encodings, PairBatch
+from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
 
 
 @frozen
@@ -31,6 +31,6 @@ class IdentityClassification(Objective):
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         yield Role.CLASSIFIER, self.classifier
 
-    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+    def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         loss = identity_loss(self.classifier(enc.image), self.classifier(enc.text), batch.pids)
         return ObjectiveOutput(loss)

@@ -9,8 +9,8 @@ from torch import nn
 
 from tiprctl.config import Positive, frozen
 from tiprctl.losses.itc import itc_loss
-from tiprctl.models.encodings import EncoderSpec, Encodings
-from tiprctl.objectives.base import Labels, Objective, ObjectiveOutput
+from tiprctl.models.encodings import EncoderSpec, Encodings, PairBatch
+from tiprctl.objectives.base import Objective, ObjectiveOutput
 
 MAX_SCALE = 100.0
 
@@ -31,6 +31,6 @@ class ImageTextContrast(Objective):
         super().__init__(config, spec)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
-    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+    def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         scale = self.log_scale.exp().clamp(max=MAX_SCALE)
         return ObjectiveOutput(itc_loss(enc.similarity, logit_scale=scale), {"logit_scale": scale.detach()})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tiprctl.config import Positive, frozen
 from tiprctl.losses.sdm import sdm_loss
-from tiprctl.models.encodings import Encodings
-from tiprctl.objectives.base import Labels, Objective, ObjectiveOutput
+from tiprctl.models.encodings import Encodings, PairBatch
+from tiprctl.objectives.base import Objective, ObjectiveOutput
 
 
 @frozen
@@ -20,5 +20,5 @@ class SimilarityDistributionMatching(Objective):
 
     name, Config = "sdm", SdmConfig
 
-    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+    def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         return ObjectiveOutput(sdm_loss(enc.similarity, batch.pids, logit_scale=1 / self.config.temperature))

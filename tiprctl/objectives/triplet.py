@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tiprctl.config import NonNegative, frozen
 from tiprctl.losses.triplet import triplet_loss
-from tiprctl.models.encodings import Encodings
-from tiprctl.objectives.base import Labels, Objective, ObjectiveOutput
+from tiprctl.models.encodings import Encodings, PairBatch
+from tiprctl.objectives.base import Objective, ObjectiveOutput
 
 
 @frozen
@@ -20,5 +20,5 @@ class CrossModalTriplet(Objective):
 
     name, Config = "triplet", TripletConfig
 
-    def forward(self, enc: Encodings, batch: Labels) -> ObjectiveOutput:
+    def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         return ObjectiveOutput(triplet_loss(enc.similarity, batch.pids, margin=self.config.margin))
