@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any
 
-from tiprctl.config import AugmentConfig, ModelConfig, ObjectiveConfig, OptimConfig, SamplingConfig, TrainConfig
+from tiprctl.config import (
+    AugmentConfig,
+    CaptionConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+from tiprctl.data.synth_pedes import SYNTH_PEDES
 from tiprctl.errors import UsageError, unknown_name
 from tiprctl.objectives import OBJECTIVES
 
@@ -15,86 +26,166 @@ FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 
 @dataclass(frozen=True)
-class PublishedRow:
-    """Text-to-image figures of a paper, in percent; None where the paper gives none. Selected on the test split.
+class Method:
+    """How a method is trained, and the text-to-image figures that its paper reports, by data set.
 
-    `recall` is R@1, R@5 and R@10.
+    The figures are those of `FIGURES`, in percent, or as many of them as the paper gives; selected on the test split.
     """
 
-    method: str
-    recall: tuple[float, float, float]
-    mean_ap: float | None = None
-    mean_inp: float | None = None
-
-    def as_result(self) -> dict[str, Any]:
-        """The row in the form of our own results."""
-        figures = dict(zip(FIGURES, (*self.recall, self.mean_ap, self.mean_inp)))
-        return {"model": self.method, "direction": "text_to_image", "selected_on": "test", **figures}
+    config: TrainConfig | None
+    paper: str = ""
+    reported: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-# Importance that the methods' authors or we give an objective when it is added by name alone.
-DEFAULT_WEIGHTS = MappingProxyType({"triplet": 10.0})
-
-BASELINE = TrainConfig(
-    recipe="baseline",
-    objectives=(ObjectiveConfig(name="sdm"), ObjectiveConfig(name="id")),
+BASELINE = Method(
+    TrainConfig(
+        recipe="baseline",
+        objectives=(ObjectiveConfig(name="sdm"), ObjectiveConfig(name="id")),
+    )
 )
 """SDM and identity loss on OpenAI's ViT-B/16 with the schedule that IRRA and SEN share."""
 
-SYNTH = TrainConfig(
-    recipe="synth",
-    objectives=(
-        ObjectiveConfig(name="itc", stop=0.5),
-        ObjectiveConfig(name="sdm", start=0.5),
-        ObjectiveConfig(name="id", start=0.5, weight=0.3),
+CLIP = Method(
+    TrainConfig(
+        recipe="clip",
+        objectives=(ObjectiveConfig(name="itc", options={"temperature": 0.02}),),
+    )
+)
+"""Plain contrastive fine-tuning under the same schedule, for comparison; the temperature starts where SDM's stays."""
+
+IRRA = Method(
+    TrainConfig(
+        recipe="irra",
+        objectives=(
+            ObjectiveConfig(name="sdm"),
+            ObjectiveConfig(name="id"),
+            ObjectiveConfig(name="mlm", options={"ratio": 0.15, "depth": 4}),
+        ),
+        seed=1,
     ),
-    model=ModelConfig(name="tiny", pretrained="none", image_size=(64, 32)),
-    augment=AugmentConfig(flip=0.5, pad=2, jitter=0.05, erase=0.0),
-    sampling=SamplingConfig(bucket=32),
-    optim=OptimConfig(
-        name="adamw",
-        lr=1e-3,
-        betas=(0.9, 0.98),
-        eps=1e-8,
-        weight_decay=0.05,
-        decay_vectors=False,
-        bias_factor=1.0,
-        fresh_factor=1.0,
-        clip_norm=1.0,
-        warmup=0.05,
-        warmup_start=0.0,
-        interval="step",
+    paper="IRRA (CVPR 2023)",
+    reported={
+        "cuhk-pedes": (73.38, 89.93, 93.71, 66.13, 50.24),
+        "icfg-pedes": (63.46, 80.25, 85.82, 38.06, 7.93),
+        "rstpreid": (60.20, 81.30, 88.20, 47.17, 25.28),
+    },
+)
+"""Masked language modelling beside SDM and identity loss."""
+
+CFINE = Method(
+    None,
+    paper="CFine (TIP 2023)",
+    reported={
+        "cuhk-pedes": (69.57, 85.93, 91.15),
+        "icfg-pedes": (60.83, 76.55, 82.42),
+        "rstpreid": (50.55, 72.50, 81.60),
+    },
+)
+"""No recipe yet: reported figures alone."""
+
+SEN = Method(
+    TrainConfig(
+        recipe="sen",
+        objectives=(
+            ObjectiveConfig(name="sdm"),
+            ObjectiveConfig(name="id"),
+            ObjectiveConfig(name="tir", weight=10.0, options={"mask_ratio": 0.7, "depth": 4}),
+            ObjectiveConfig(name="triplet", weight=10.0, options={"margin": 0.05}),
+        ),
+        captions=CaptionConfig(prune=0.2),
+        seed=42,
     ),
-    epochs=7,
-    batch_size=64,
-    seed=0,
+    paper="SEN (Neural Networks 2025)",
+    reported={
+        "cuhk-pedes": (75.00, 89.98, 94.09, 67.23, 51.45),
+        "icfg-pedes": (64.56, 80.49, 85.88, 40.80, 9.51),
+        "rstpreid": (61.60, 81.75, 88.05, 48.62, 26.43),
+    },
+)
+"""Text-guided restoration of the image, a triplet loss, and captions pruned to what describes."""
+
+SEN_XL = Method(
+    replace(SEN.config, recipe="sen-xl", model=ModelConfig(name="ViT-L-14", image_size=(378, 126))),
+    paper="SEN-XL (Neural Networks 2025)",
+    reported={
+        "cuhk-pedes": (76.64, 91.33, 94.66, 69.19, 53.88),
+        "icfg-pedes": (66.76, 81.57, 86.55, 44.28, 12.26),
+        "rstpreid": (62.70, 83.60, 89.15, 49.89, 27.56),
+    },
+)
+"""SEN on ViT-L/14. Its patches of 14 pixels do not divide 384 x 128; 378 x 126 gives the same 27 x 9 of them."""
+
+
+def _as_published(config: TrainConfig, captions: CaptionConfig, **changes: Any) -> TrainConfig:
+    """The method under the conditions of its published code, which its paper does not tell (docs/choices.md)."""
+    objectives = tuple(
+        replace(objective, options={**objective.options, "attend_padding": True})
+        if objective.name in ("mlm", "tir")
+        else objective
+        for objective in config.objectives
+    )
+    augment = replace(config.augment, erase_fill="published")
+    name = f"{config.recipe}-published"
+    return replace(config, recipe=name, objectives=objectives, augment=augment, captions=captions, **changes)
+
+
+IRRA_PUBLISHED = Method(_as_published(IRRA.config, CaptionConfig(mask_content=0.15, mask_other=0.15), batch_size=64))
+SEN_PUBLISHED = Method(_as_published(SEN.config, CaptionConfig(prune=0.2, mask_content=0.30, mask_other=0.05)))
+
+SYNTH = Method(
+    TrainConfig(
+        recipe="synth",
+        objectives=(
+            ObjectiveConfig(name="itc", stop=0.5),
+            ObjectiveConfig(name="sdm", start=0.5),
+            ObjectiveConfig(name="id", start=0.5, weight=0.3),
+        ),
+        model=ModelConfig(name="tiny", pretrained="none", image_size=(64, 32)),
+        augment=AugmentConfig(flip=0.5, pad=2, jitter=0.05, erase=0.0),
+        sampling=SamplingConfig(bucket=32),
+        optim=OptimConfig(
+            name="adamw",
+            lr=1e-3,
+            betas=(0.9, 0.98),
+            eps=1e-8,
+            weight_decay=0.05,
+            decay_vectors=False,
+            bias_factor=1.0,
+            fresh_factor=1.0,
+            clip_norm=1.0,
+            warmup=0.05,
+            warmup_start=0.0,
+            interval="step",
+        ),
+        epochs=7,
+        batch_size=64,
+        seed=0,
+    )
 )
 """A small encoder from random weights on the built-in data: contrast first, since SDM alone stalls near chance."""
 
-RECIPES = MappingProxyType({config.recipe: config for config in (BASELINE, SYNTH)})
+METHODS = (BASELINE, CLIP, IRRA, IRRA_PUBLISHED, CFINE, SEN, SEN_PUBLISHED, SEN_XL, SYNTH)
 
-PUBLISHED = MappingProxyType(
-    {
-        "cuhk-pedes": (
-            PublishedRow("IRRA (CVPR 2023)", (73.38, 89.93, 93.71), 66.13, 50.24),
-            PublishedRow("CFine (TIP 2023)", (69.57, 85.93, 91.15)),
-            PublishedRow("SEN (Neural Networks 2025)", (75.00, 89.98, 94.09), 67.23, 51.45),
-            PublishedRow("SEN-XL (Neural Networks 2025)", (76.64, 91.33, 94.66), 69.19, 53.88),
-        ),
-        "icfg-pedes": (
-            PublishedRow("IRRA (CVPR 2023)", (63.46, 80.25, 85.82), 38.06, 7.93),
-            PublishedRow("CFine (TIP 2023)", (60.83, 76.55, 82.42)),
-            PublishedRow("SEN (Neural Networks 2025)", (64.56, 80.49, 85.88), 40.80, 9.51),
-            PublishedRow("SEN-XL (Neural Networks 2025)", (66.76, 81.57, 86.55), 44.28, 12.26),
-        ),
-        "rstpreid": (
-            PublishedRow("IRRA (CVPR 2023)", (60.20, 81.30, 88.20), 47.17, 25.28),
-            PublishedRow("CFine (TIP 2023)", (50.55, 72.50, 81.60)),
-            PublishedRow("SEN (Neural Networks 2025)", (61.60, 81.75, 88.05), 48.62, 26.43),
-            PublishedRow("SEN-XL (Neural Networks 2025)", (62.70, 83.60, 89.15), 49.89, 27.56),
-        ),
-    }
+RECIPES = MappingProxyType({method.config.recipe: method.config for method in METHODS if method.config})
+
+# Importance that the methods' authors give an objective, for where it is added by name alone.
+DEFAULT_WEIGHTS = MappingProxyType(
+    {objective.name: objective.weight for method in (IRRA, SEN) for objective in method.config.objectives}
 )
+
+
+def published_rows(dataset: str) -> list[dict[str, Any]]:
+    """What papers report for a data set, in the form of our own results."""
+    return [
+        {
+            "model": method.paper,
+            "direction": "text_to_image",
+            "selected_on": "test",
+            **dict(zip_longest(FIGURES, method.reported[dataset])),
+        }
+        for method in METHODS
+        if dataset in method.reported
+    ]
 
 
 def check_names(recipe: str | None, losses: str | None, aux: str | None) -> None:
@@ -110,8 +201,28 @@ def check_names(recipe: str | None, losses: str | None, aux: str | None) -> None
 
 
 def find_recipe(name: str | None, dataset: str) -> TrainConfig:
-    """The recipe of that name; without a name, the one made for the data set."""
-    return RECIPES[name or ("synth" if dataset == "synth-pedes" else "baseline")]
+    """The recipe of that name, made fit for the built-in data; without a name, the one made for the data set."""
+    if dataset == SYNTH_PEDES.name:
+        return _on_synth(RECIPES[name]) if name else SYNTH.config
+    return RECIPES[name or BASELINE.config.recipe]
+
+
+def _on_synth(method: TrainConfig) -> TrainConfig:
+    """A method on the built-in data: SYNTH's encoder, schedule and weights, the method's objectives and captions.
+
+    The contrast comes first, as in SYNTH, the method's objectives come second; a method of contrast alone has it
+    throughout.
+    """
+    synth = SYNTH.config
+    contrast, *others = synth.objectives
+    tuned = {objective.name: objective for objective in others}
+    second = [
+        tuned.get(objective.name, replace(objective, start=contrast.stop))
+        for objective in method.objectives
+        if objective.name != contrast.name
+    ]
+    objectives = (contrast, *second) if second else (replace(contrast, stop=1.0),)
+    return replace(synth, recipe=method.recipe, objectives=objectives, captions=method.captions)
 
 
 def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) -> TrainConfig:

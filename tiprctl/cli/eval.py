@@ -62,7 +62,7 @@ def evaluate(
     tiprctl eval runs/latest --split val --json
     tiprctl eval ViT-B-16/openai --data cuhk-pedes --save-ranks ranks.jsonl
     """
-    from tiprctl.recipes import PUBLISHED
+    from tiprctl.recipes import published_rows
 
     models = models or ["runs/latest"]
     if save_ranks is not None and (len(models) > 1 or len(data or []) > 1):
@@ -75,7 +75,7 @@ def evaluate(
 
     results = [*(row for one in measured for row in rows(one)), *summaries(measured)]
     datasets = list(dict.fromkeys(row["data"] for row in results))
-    published = {name: [row.as_result() for row in PUBLISHED.get(name, ())] for name in datasets}
+    published = {name: published_rows(name) for name in datasets}
     if json:
         render.result_json({"split": split, "results": results, "published": published})
         return
