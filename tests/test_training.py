@@ -33,6 +33,18 @@ class Interrupting(Listener):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class Seeing(Listener):
+    """Counts the steps, and keeps how many epochs and steps were announced."""
+
+    steps = 0
+
+    def on_start(self, *, epochs, steps, **_):
+        self.announced = (epochs, steps)
+
+    def on_step(self, samples):
+        self.steps += 1
+
+
 def trainer(manifest, folder, listener=None, **changes):
     config = override(tiny.recipe(), changes)
     return Trainer(config, manifest, folder, device=torch.device("cpu"), listener=listener)
@@ -81,6 +93,46 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cuhk_manifest, tmp_path,
     parts, _ = read_checkpoint(tmp_path / "parts" / LAST)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "measured"), [(0.01, 1, 1), (0.5, 2, 1), (1, 4, 1), (1.12, 4, 1), (1.5, 6, 2), (2.75, 11, 3)]
+)
+def test_the_last_epoch_may_be_cut_and_is_measured_like_any_other(cuhk_manifest, tmp_path, epochs, steps, measured):
+    seen = Seeing()
+    training = trainer(cuhk_manifest, tmp_path, seen, epochs=epochs)
+    training.run()
+    assert (training.steps, seen.steps, seen.announced) == (steps, steps, (measured, steps))
+    assert [record["epoch"] for record in metrics(tmp_path)] == list(range(1, measured + 1))
+    assert all(record["evaluation"]["text_to_image"]["queries"] == 8 for record in metrics(tmp_path))
+
+
+def test_schedule_and_phases_run_over_the_steps_of_a_cut_training(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path, epochs=1.5)
+    rates, forward, parts = [], training.composition.forward, []
+    monkeypatch.setattr("tiprctl.training.set_learning_rate", lambda optimizer, rate: rates.append(rate))
+    monkeypatch.setattr(training.composition, "forward", lambda *given: parts.append(forward(*given)) or parts[-1])
+    training.run()
+    config = training.config.optim
+    assert rates == pytest.approx([config.lr * schedule_factor(i, 6, config) for i in range(6)])
+    assert [set(losses.parts) >= {"sdm", "id"} for losses in parts] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_cut_training_is_resumed_exactly(cuhk_manifest, tmp_path, steps):
+    trainer(cuhk_manifest, tmp_path / "whole", epochs=1.5).run()
+    assert trainer(cuhk_manifest, tmp_path / "parts", Interrupting(after=steps), epochs=1.5).run().interrupted
+    assert not trainer(cuhk_manifest, tmp_path / "parts", epochs=1.5).run().interrupted
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    whole, _ = read_checkpoint(tmp_path / "whole" / LAST)
+    parts, _ = read_checkpoint(tmp_path / "parts" / LAST)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, float("nan")])
+def test_epochs_are_positive(epochs):
+    with pytest.raises(UsageError, match="epochs"):
+        tiny.recipe(epochs=epochs)
 
 
 def test_a_killed_training_continues_to_the_same_losses(cuhk_manifest, tmp_path):

@@ -119,7 +119,10 @@ class OptimConfig:
 
 @frozen
 class TrainConfig:
-    """Everything that decides what a run learns, except the data."""
+    """Everything that decides what a run learns, except the data.
+
+    `epochs` may be a fraction: the last epoch then ends early.
+    """
 
     recipe: str
     objectives: tuple[ObjectiveConfig, ...]
@@ -128,7 +131,7 @@ class TrainConfig:
     captions: CaptionConfig = dataclasses.field(default_factory=CaptionConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    epochs: Count = 60
+    epochs: Positive = 60
     batch_size: Annotated[int, Field(ge=2)] = 128
     seed: Annotated[int, Field(ge=0)] = 1
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"

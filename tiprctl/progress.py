@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tiprctl.config import TrainConfig
 from tiprctl.evaluation import Evaluation
 
@@ -29,6 +31,15 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One descent: how many pairs it saw, its learning rate, and the mean losses of its batch by name."""
+
+    pairs: int
+    learning_rate: float
+    losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """What a training came to. `selected_on` is `val`, `test` or `last`; seconds count this process alone."""
 
@@ -43,8 +54,8 @@ class TrainingResult:
 class Listener:
     """What a training tells while it runs; the defaults listen to nothing."""
 
-    def on_start(self, *, config: TrainConfig, folder: Path, steps: int, done: int) -> None:
-        """`steps` in all, of which `done` were taken by an earlier process."""
+    def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
+        """`steps` in all, of which `done` were taken by an earlier process; `epochs` counts a last, cut one too."""
 
     def on_step(self, samples: int) -> None:
         """A step over so many pairs is done."""

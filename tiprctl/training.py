@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from tiprctl.optimisation import (
     unpack_optimizer,
 )
 from tiprctl.precision import amp_dtype, autocast
-from tiprctl.progress import EpochRecord, Listener, Progress, TrainingResult
+from tiprctl.progress import EpochRecord, Listener, Progress, Step, TrainingResult
 from tiprctl.runs import (
     BEST,
     LAST,
@@ -92,6 +94,8 @@ class Trainer:
         self.progress = Progress()
         self.records: list[EpochRecord] = []
         self.batches = TrainingBatches(manifest.split("train"), config, default_tokenizer(), workers=workers)
+        self.steps = max(1, round(config.epochs * self.batches.steps))
+        self.epochs = math.ceil(self.steps / self.batches.steps)
         self.composition = self._compose()
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
         self.dtype = amp_dtype(config.amp, device)
@@ -106,17 +110,17 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         started = time.perf_counter()
-        steps = self.batches.steps
-        done = self.progress.epoch * steps + self.progress.step
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / RUN).is_file():
             write_json(self.folder / RUN, self._description())
         self.batches.images.keep_if_small()
         judge = self._judge()
-        self.listener.on_start(config=self.config, folder=self.folder, steps=steps * self.config.epochs, done=done)
+        self.listener.on_start(
+            config=self.config, folder=self.folder, epochs=self.epochs, steps=self.steps, done=self._steps_done()
+        )
         with stop_signal() as stopped:
             self._measure(judge)
-            while self.progress.epoch < self.config.epochs:
+            while self.progress.epoch < self.epochs:
                 self._train_epoch(stopped)
                 self._save(LAST, resumable=True)
                 if stopped:
@@ -146,32 +150,45 @@ class Trainer:
         split = self.manifest.split(self.selected_on)
         return EvaluationData(split, self.config.model.image_size, workers=self.workers)
 
+    def take_steps(self) -> Iterator[Step]:
+        """The steps that are left of the epoch under way, each taken when it is asked for; nothing is saved."""
+        self.composition.train()
+        skip = self.progress.step
+        batches = self.batches.epoch(self.progress.epoch, skip=skip, device=self.device)
+        for batch in islice(batches, self._steps_of_epoch() - skip):
+            rate = self._set_learning_rate()
+            losses = self._step(batch)
+            self.progress.step += 1
+            yield Step(len(batch.pids), rate, losses.parts)
+
     def _train_epoch(self, stopped: StopFlag) -> None:
         """Train what is left of the epoch, or until asked to stop."""
-        self.composition.train()
-        started, samples, rate = time.perf_counter(), 0, 0.0
+        started, pairs, rate = time.perf_counter(), 0, 0.0
         pending: list[dict[str, Tensor]] = []
-        for batch in self.batches.epoch(self.progress.epoch, skip=self.progress.step, device=self.device):
-            rate = self._set_learning_rate()
-            pending.append(self._step(batch).parts)
-            self.progress.step += 1
-            samples += len(batch.pids)
-            self.listener.on_step(len(batch.pids))
+        for step in self.take_steps():
+            pending.append(step.losses)
+            pairs, rate = pairs + step.pairs, step.learning_rate
+            self.listener.on_step(step.pairs)
             if len(pending) == CHECK_EVERY:
                 self._look(pending)
             if stopped:
                 break
         self._look(pending)
         self._check_weights()
-        if self.progress.step == self.batches.steps:
-            speed = samples / (time.perf_counter() - started)
+        if self.progress.step == self._steps_of_epoch():
+            speed = pairs / (time.perf_counter() - started)
             self.progress.close_epoch(learning_rate=rate, samples_per_second=speed)
 
-    def _epochs_done(self) -> float:
-        return self.progress.epoch + self.progress.step / self.batches.steps
+    def _steps_of_epoch(self) -> int:
+        """How many steps the epoch under way has: the last one may be cut."""
+        return min(self.batches.steps, self.steps - self.progress.epoch * self.batches.steps)
+
+    def _steps_done(self) -> int:
+        return min(self.steps, self.progress.epoch * self.batches.steps + self.progress.step)
 
     def _set_learning_rate(self) -> float:
-        rate = self.config.optim.lr * schedule_factor(self._epochs_done(), self.config.epochs, self.config.optim)
+        done, epochs = self._steps_done() / self.batches.steps, self.steps / self.batches.steps
+        rate = self.config.optim.lr * schedule_factor(done, epochs, self.config.optim)
         set_learning_rate(self.optimizer, rate)
         return rate
 
@@ -180,12 +197,12 @@ class Trainer:
         generator = step_generator(self.config.seed, self.progress.epoch, self.progress.step, purpose=1)
         try:
             with autocast(self.device, self.dtype):
-                losses = self.composition(batch, self._epochs_done() / self.config.epochs, generator)
+                losses = self.composition(batch, self._steps_done() / self.steps, generator)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(losses.total).backward()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"The device is out of memory at step {self.progress.epoch * self.batches.steps + self.progress.step + 1}",
+                f"The device is out of memory at step {self._steps_done() + 1}",
                 where=str(self.device),
                 remedy="Start again with a smaller --batch-size, or with --amp bf16.",
             ) from error
@@ -197,14 +214,13 @@ class Trainer:
 
     def _look(self, pending: list[dict[str, Tensor]]) -> None:
         """Fetch the losses of the last steps, add them to the epoch's means, and empty the list."""
-        first = self.progress.step - len(pending)
+        first = self._steps_done() - len(pending)
         for offset, parts in enumerate(pending):
             values = dict(zip(parts, torch.stack([value.float() for value in parts.values()]).tolist()))
             for name, value in values.items():
                 if not math.isfinite(value):
-                    step = self.progress.epoch * self.batches.steps + first + offset + 1
                     raise TrainingError(
-                        f"The loss {name} is {value} at step {step} (epoch {self.progress.epoch + 1})",
+                        f"The loss {name} is {value} at step {first + offset + 1} (epoch {self.progress.epoch + 1})",
                         where=self.folder,
                         remedy=REMEDY,
                     )
@@ -215,10 +231,9 @@ class Trainer:
         """Refuse weights that a last update has ruined, before they are saved over good ones."""
         for name, parameter in self.composition.named_parameters():
             if not parameter.isfinite().all():
-                step = self.progress.epoch * self.batches.steps + self.progress.step
                 active = ", ".join(config.name for config in self.config.objectives)
                 raise TrainingError(
-                    f"The weights are not finite after step {step} ({name}; objectives {active})",
+                    f"The weights are not finite after step {self._steps_done()} ({name}; objectives {active})",
                     where=self.folder,
                     remedy=REMEDY,
                 )

@@ -22,11 +22,11 @@ class TrainingView(Listener):
     def __exit__(self, *problem: object) -> None:
         self.stack.close()
 
-    def on_start(self, *, config: TrainConfig, folder: Path, steps: int, done: int) -> None:
+    def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
         size = config.batch_size
         self.advance = self.stack.enter_context(render.progress("Training", steps * size, "pairs", done * size))
         self.board = self.stack.enter_context(_board(folder)) if find_spec("tensorboard") else None
-        self.epochs = config.epochs
+        self.epochs = epochs
         self.objectives = [objective.name for objective in config.objectives]
         self.header_shown = False
 
