@@ -1,17 +1,14 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
+import published
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tiprctl.errors import UsageError
-from tiprctl.models.clip import SIZES, Clip, ClipConfig
-from tiprctl.models.weights import resize_positions
+from tiprctl.models.clip import SIZES, Clip, ClipConfig, Transformer
 
-REFERENCE = Path(__file__).parent / "reference"
 SMALL = ClipConfig(
     embed_dim=48,
     image_size=(40, 24),
@@ -41,55 +38,23 @@ def random_inputs(config: ClipConfig = SMALL, batch: int = 3) -> tuple[torch.Ten
     return pixels, token_ids
 
 
-def reference(name: str) -> dict[str, torch.Tensor]:
-    with np.load(REFERENCE / f"clip_tiny_{name}.npz") as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays}
-
-
-@pytest.fixture(scope="module")
-def published_state() -> dict[str, torch.Tensor]:
-    return reference("state")
-
-
-def published_clip(state: dict[str, torch.Tensor], image_size: tuple[int, int], stride: int) -> Clip:
-    config = ClipConfig(
-        embed_dim=128,
-        image_size=image_size,
-        patch_size=16,
-        stride=stride,
-        vision_width=128,
-        vision_layers=2,
-        vision_heads=2,
-        text_width=64,
-        text_layers=2,
-        text_heads=1,
-        vocab_size=512,
-    )
-    resized = resize_positions(state["visual.positional_embedding"], (14, 14), config.grid)
-    clip = Clip(config)
-    clip.load_state_dict(
-        {key: value for key, value in state.items() if key != "logit_scale"} | {"visual.positional_embedding": resized}
-    )
-    return clip.eval()
-
-
 @torch.no_grad()
-def test_equals_openais_model_on_a_square_image(published_state):
-    expected = reference("square")
-    clip = published_clip(published_state, (224, 224), 16)
+def test_equals_openais_model_on_a_square_image():
+    expected = published.arrays("clip_tiny_square")
+    clip = published.clip((224, 224), 16)
     image = clip.encode_image(expected["image"])[:, 0]
     ends = expected["tokens"].argmax(1)
     text = clip.encode_text(expected["tokens"])[torch.arange(len(ends)), ends]
-    logits = published_state["logit_scale"].exp() * F.normalize(image) @ F.normalize(text).T
+    logits = published.arrays("clip_tiny_state")["logit_scale"].exp() * F.normalize(image) @ F.normalize(text).T
     torch.testing.assert_close(image, expected["encode_image"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(text, expected["encode_text"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, expected["logits_per_image"], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_equals_irras_model_on_every_token_of_a_person_crop(published_state):
-    expected = reference("384x128")
-    clip = published_clip(published_state, (384, 128), 16)
+def test_equals_irras_model_on_every_token_of_a_person_crop():
+    expected = published.arrays("clip_tiny_384x128")
+    clip = published.clip((384, 128), 16)
     positions = clip.visual.positional_embedding
     torch.testing.assert_close(positions, expected["posembed_out_193"], rtol=0, atol=1e-7)
     torch.testing.assert_close(clip.encode_image(expected["image"]), expected["image_tokens"], rtol=1e-4, atol=1e-5)
@@ -97,9 +62,9 @@ def test_equals_irras_model_on_every_token_of_a_person_crop(published_state):
 
 
 @torch.no_grad()
-def test_equals_irras_model_with_overlapping_patches(published_state):
-    expected = reference("384x128")
-    clip = published_clip(published_state, (384, 128), 12)
+def test_equals_irras_model_with_overlapping_patches():
+    expected = published.arrays("clip_tiny_384x128")
+    clip = published.clip((384, 128), 12)
     tokens = clip.encode_image(expected["image"])
     first_positions = expected["stride12_posembed_rows_first20"]
     assert clip.config.grid == (31, 10)
@@ -269,7 +234,7 @@ def test_initial_positions_are_small_and_tell_rows_from_columns():
 
 
 def test_parameter_names_are_openais():
-    state = reference("state")
+    state = published.arrays("clip_tiny_state")
     config = replace(SMALL, vision_layers=2, text_layers=2)
     assert set(Clip(config).state_dict()) == set(state) - {"logit_scale"}
 
@@ -313,3 +278,15 @@ def test_wrong_inputs_are_refused():
         clip.encode_image(torch.zeros(1, 3, 24, 40))
     with pytest.raises(UsageError, match="17 tokens exceed the context of 16"):
         clip.encode_text(torch.zeros(1, 17, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_tokens_that_are_not_visible_change_nothing_for_the_others():
+    transformer = Transformer(16, 2, 4, quick_gelu=True, causal=False)
+    transformer.initialise(torch.Generator().manual_seed(0))
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    visible = torch.tensor([[True, True, True, False, False], [True, False, True, True, True]])
+    seen = transformer(x, visible)
+    torch.testing.assert_close(seen[0, :3], transformer(x[:1, :3])[0])
+    torch.testing.assert_close(seen[1, [0, 2, 3, 4]], transformer(x[1:, [0, 2, 3, 4]])[0])
+    torch.testing.assert_close(transformer(x, torch.ones_like(visible)), transformer(x))

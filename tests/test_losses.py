@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, sdm_loss, triplet_loss
+from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, restoration_loss, sdm_loss, triplet_loss
+from tiprctl.models.masking import patchify, standardise
 
 SCALE = 50.0
 # The losses of a similarity matrix, all with the signature (similarity, pids).
@@ -316,3 +318,60 @@ def test_extreme_similarities_stay_finite(name: str) -> None:
     loss.backward()
 
     assert loss.isfinite() and similarity.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("key", "target_of"), [("mae", lambda patches: patches), ("mae_normpix", standardise)])
+def test_restoration_value_and_gradients_equal_the_published_code(
+    reference: dict[str, Tensor], key: str, target_of: Callable[[Tensor], Tensor]
+) -> None:
+    prediction = reference["mae_pred"].clone().requires_grad_()
+    target = target_of(patchify(reference["mae_imgs"], 16))
+
+    loss = restoration_loss(prediction, target, reference["mae_mask"].bool())
+    loss.backward()
+
+    torch.testing.assert_close(loss.detach(), reference[key], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(prediction.grad.sum(2), reference[f"{key}_grad_pred_rowsum"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(prediction.grad[0, :, :8], reference[f"{key}_grad_pred_first"], rtol=1e-4, atol=1e-6)
+
+
+def restoration_case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Three images of four patches; one has a single hidden patch, another none."""
+    generator = torch.Generator().manual_seed(3)
+    prediction, target = (torch.randn(3, 4, 5, generator=generator).to(dtype) for _ in range(2))
+    hidden = torch.tensor([[True, False, True, True], [False, True, False, False], [False] * 4])
+    return prediction, target, hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_restoration_equals_the_loop(dtype: torch.dtype) -> None:
+    prediction, target, hidden = restoration_case(dtype)
+    errors = []
+    for image in range(3):
+        for patch in range(4):
+            if hidden[image, patch]:
+                pairs = zip(prediction[image, patch].tolist(), target[image, patch].tolist())
+                errors.append(sum((a - b) ** 2 for a, b in pairs) / 5)
+    assert len(errors) == 4
+
+    loss = restoration_loss(prediction, target, hidden)
+
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.item() == pytest.approx(sum(errors) / 4, rel=1e-5)
+
+
+def test_restoration_asks_nothing_of_visible_patches() -> None:
+    prediction, target, hidden = restoration_case()
+    prediction.requires_grad_()
+    restoration_loss(prediction, target, hidden).backward()
+
+    assert torch.equal(prediction.grad.abs().sum(2) > 0, hidden)
+
+
+def test_restoration_of_nothing_is_zero() -> None:
+    prediction, target, _ = restoration_case()
+    loss = restoration_loss(prediction.requires_grad_(), target, torch.zeros(3, 4, dtype=torch.bool))
+    loss.backward()
+
+    assert loss == 0
+    assert prediction.grad.abs().sum() == 0

@@ -67,8 +67,8 @@ def test_owners_declare_the_roles_of_all_parameters_exactly_once():
     assert sorted(i for _, i in declared) == sorted(id(p) for p in composition.parameters())
     roles = dict((i, role) for role, i in declared)
     assert roles[id(composition.objectives["id"].classifier.bias)] is Role.CLASSIFIER
-    assert roles[id(composition.objectives["itc"].log_scale)] is Role.FRESH
-    assert roles[id(composition.encoder.clip.text_projection)] is Role.TOWER
+    assert roles[id(composition.objectives["itc"].log_scale)] is Role.FAST
+    assert roles[id(composition.encoder.clip.text_projection)] is Role.BASE
 
 
 def test_options_are_validated_with_the_objectives_name():

@@ -3,12 +3,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import published
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from tiprctl.config import OptimConfig
+from tiprctl.config import ObjectiveConfig, OptimConfig
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives.base import Role
@@ -25,6 +26,7 @@ from tiprctl.optimisation import (
 from tiprctl.recipes import RECIPES
 
 REFERENCES = Path(__file__).parent / "reference"
+OPTIONS = {"tir": {"depth": 2}, "mlm": {"depth": 2}}
 SCHEDULE = json.loads((REFERENCES / "schedule.json").read_text())
 
 
@@ -46,28 +48,28 @@ def test_by_step_the_schedule_is_smooth_and_ends_at_zero():
 
 
 def test_roles_give_every_parameter_its_rate_and_decay():
-    tower, fresh, classifier = nn.LayerNorm(3), nn.MultiheadAttention(4, 2), nn.Linear(3, 2)
-    roles = [(Role.TOWER, tower), (Role.FRESH, fresh), (Role.CLASSIFIER, classifier)]
+    tower, fast, classifier = nn.LayerNorm(3), nn.MultiheadAttention(4, 2), nn.Linear(3, 2)
+    roles = [(Role.BASE, tower), (Role.FAST, fast), (Role.CLASSIFIER, classifier)]
     groups = parameter_groups(roles, OptimConfig())
     found = {id(p): (group["factor"], group["weight_decay"]) for group in groups for p in group["params"]}
     decay = OptimConfig().weight_decay
     assert found[id(tower.weight)] == (1, decay)
     assert found[id(tower.bias)] == (2, 0)
-    assert found[id(fresh.in_proj_weight)] == (5, decay)
-    assert found[id(fresh.in_proj_bias)] == (2, 0)
-    assert found[id(fresh.out_proj.bias)] == (2, 0)
+    assert found[id(fast.in_proj_weight)] == (5, decay)
+    assert found[id(fast.in_proj_bias)] == (2, 0)
+    assert found[id(fast.out_proj.bias)] == (2, 0)
     assert found[id(classifier.weight)] == (5, decay)
     assert found[id(classifier.bias)] == (5, 0)
 
 
 def test_vectors_can_be_spared_from_decay():
     norm = nn.LayerNorm(3)
-    groups = parameter_groups([(Role.TOWER, norm)], OptimConfig(decay_vectors=False, bias_factor=1))
+    groups = parameter_groups([(Role.BASE, norm)], OptimConfig(decay_vectors=False, bias_factor=1))
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0, 2)]
 
 
 def test_the_learning_rate_reaches_every_group_by_its_factor():
-    optimizer = build_optimizer([(Role.CLASSIFIER, nn.Linear(3, 2)), (Role.TOWER, nn.Linear(2, 2))], OptimConfig())
+    optimizer = build_optimizer([(Role.CLASSIFIER, nn.Linear(3, 2)), (Role.BASE, nn.Linear(2, 2))], OptimConfig())
     set_learning_rate(optimizer, 0.1)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.1, 0.2, 0.5, 0.5])
 
@@ -80,19 +82,25 @@ def test_gradients_are_clipped_to_the_limit_or_left():
         assert layer.weight.grad.norm() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_published_groups_are_met_parameter_by_parameter():
-    """IRRA's own assignment for the parameters that the baseline has, by its names."""
+@pytest.mark.parametrize(
+    ("method", "objectives", "prefixes", "unused"),
+    [
+        ("sen", ("sdm", "id", "triplet", "tir"), published.SEN, published.SEN_UNUSED),
+    ],
+)
+def test_the_published_groups_are_met_parameter_by_parameter(method, objectives, prefixes, unused):
     clip = Clip(replace(tiny.CLIP, vision_layers=2, text_layers=2))
-    composition = Composition(DualEncoder(clip), tiny.objectives("sdm", "id"), identities=3)
-    config = RECIPES["baseline"].optim
-    groups = parameter_groups(composition.roles(), config)
-    found = {id(p): (group["factor"], group["weight_decay"]) for group in groups for p in group["params"]}
-    ours = {
-        name.replace("encoder.clip.", "base_model.").replace("objectives.id.", ""): found[id(parameter)]
-        for name, parameter in composition.named_parameters()
+    configs = tuple(ObjectiveConfig(name=name, options=OPTIONS.get(name, {})) for name in objectives)
+    composition = Composition(DualEncoder(clip), configs, identities=3)
+    groups = parameter_groups(composition.roles(), RECIPES["baseline"].optim)
+    factors = {id(p): (group["factor"], group["weight_decay"]) for group in groups for p in group["params"]}
+    found = {name: factors[id(parameter)] for name, parameter in composition.named_parameters()}
+    rows = json.loads((REFERENCES / f"{method}_param_groups.json").read_text())
+    assert found == {
+        published.ours(row["name"], prefixes): (row["lr_over_base"], row["weight_decay"])
+        for row in rows
+        if not row["name"].startswith(unused)
     }
-    published = json.loads((REFERENCES / "param_groups.json").read_text())
-    assert ours == {row["name"]: (row["lr_over_base"], row["weight_decay"]) for row in published}
 
 
 def test_the_state_survives_packing():

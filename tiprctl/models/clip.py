@@ -166,11 +166,15 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
-        """Tokens `(B, L, W)` to `(B, L, W)`; causal: a token sees itself and those before it."""
+    def forward(self, x: Tensor, *, causal: bool, visible: Tensor | None = None) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`; causal: a token sees itself and those before it.
+
+        Without `causal`, it sees those that are `visible` (B, L), or all.
+        """
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=2))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        mask = None if visible is None else visible[:, None, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -190,9 +194,9 @@ class Block(nn.Module):
             )
         )
 
-    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
-        """Tokens `(B, L, W)` to `(B, L, W)`."""
-        x = x + self.attn(self.ln_1(x), causal=causal)
+    def forward(self, x: Tensor, *, causal: bool, visible: Tensor | None = None) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`; see `Attention`."""
+        x = x + self.attn(self.ln_1(x), causal=causal, visible=visible)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -204,10 +208,10 @@ class Transformer(nn.Module):
         self.causal = causal
         self.resblocks = nn.ModuleList(Block(width, heads, quick_gelu=quick_gelu) for _ in range(layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens `(B, L, W)` to `(B, L, W)`."""
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Tokens `(B, L, W)` to `(B, L, W)`; those that are not `visible` (B, L) are never looked at."""
         for block in self.resblocks:
-            x = block(x, causal=self.causal)
+            x = block(x, causal=self.causal, visible=visible)
         return x
 
     @torch.no_grad()
@@ -326,11 +330,15 @@ class Clip(nn.Module):
 
 
 def _image_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """A 2-D sine-cosine table `(1 + N, W)`: half of the width tells the row, half the column; zero for the class."""
+    """The first position table `(1 + N, W)` of the image tower: zero for the class."""
+    return torch.cat([torch.zeros(1, width), _scaled(grid_positions(grid, width))])
+
+
+def grid_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """A 2-D sine-cosine table `(N, W)`: the first half of the width tells the row, the second the column."""
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     half = width // 2
-    table = torch.cat([_sine_cosine(rows.flatten(), half), _sine_cosine(columns.flatten(), width - half)], dim=1)
-    return torch.cat([torch.zeros(1, width), _scaled(table)])
+    return torch.cat([_sine_cosine(rows.flatten(), half), _sine_cosine(columns.flatten(), width - half)], dim=1)
 
 
 def _sine_cosine(positions: Tensor, width: int) -> Tensor:

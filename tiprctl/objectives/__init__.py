@@ -16,6 +16,7 @@ OBJECTIVES = {
     "itc": "tiprctl.objectives.itc:ImageTextContrast",
     "id": "tiprctl.objectives.identity:IdentityClassification",
     "triplet": "tiprctl.objectives.triplet:CrossModalTriplet",
+    "tir": "tiprctl.objectives.tir:TextGuidedRestoration",
 }
 
 

@@ -13,14 +13,14 @@ from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch
 
 
 class Role(Enum):
-    """How the optimiser treats parameters; their owner declares it, the recipe gives it numbers.
+    """How fast parameters learn; their owner declares it, the recipe gives it numbers.
 
-    TOWER: base rate, biases at the bias rate. FRESH (not from a pretrained tower): fresh rate, biases at the bias rate.
-    CLASSIFIER: fresh rate for weights and biases alike.
+    BASE, as the towers: base rate, biases at the bias rate. FAST, as most of what starts fresh: `fresh_factor` times
+    the base rate, biases at the bias rate. CLASSIFIER: `fresh_factor` times for weights and biases alike.
     """
 
-    TOWER = "tower"
-    FRESH = "fresh"
+    BASE = "base"
+    FAST = "fast"
     CLASSIFIER = "classifier"
 
 
@@ -36,7 +36,7 @@ class Objective(nn.Module):
     """Base of all objectives.
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
-    `needs` and `roles` where the defaults (no further view; all own parameters FRESH) do not fit.
+    `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit.
     """
 
     name: ClassVar[str]
@@ -52,7 +52,7 @@ class Objective(nn.Module):
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """The objective's modules, each with the role of its parameters."""
-        yield Role.FRESH, self
+        yield Role.FAST, self
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")

@@ -61,7 +61,7 @@ class Composition(nn.Module):
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
-        yield Role.TOWER, self.encoder
+        yield Role.BASE, self.encoder
         for objective in self.objectives.values():
             yield from objective.roles()
 

@@ -1,0 +1,58 @@
+"""What the decoders of the objectives share: one modality's tokens look at the other's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tiprctl.models.clip import LayerNorm, Transformer
+
+HEAD_WIDTH = 64
+
+
+def caption_mask(token_ids: Tensor) -> Tensor:
+    """Which of the tokens `(B, L)` belong to the caption, (B, L), True up to its end token, False at padding."""
+    ends = token_ids.argmax(dim=1, keepdim=True)
+    return torch.arange(token_ids.shape[1], device=token_ids.device) <= ends
+
+
+def decoder_blocks(width: int, depth: int) -> Transformer:
+    """The blocks of a decoder, as in CLIP, with QuickGELU and fresh weights from torch's global generator."""
+    transformer = Transformer(width, depth, _heads(width), quick_gelu=True, causal=False)
+    transformer.initialise(torch.default_generator)
+    return transformer
+
+
+class CrossAttention(nn.Module):
+    """Attention of one modality's tokens to the other's, LayerNorm before it on either side, no residual.
+
+    IRRA's and SEN's `cross_attn`, initialised as one of `depth` blocks.
+    """
+
+    def __init__(self, width: int, *, depth: int):
+        super().__init__()
+        self.ln_query = LayerNorm(width)
+        self.ln_context = LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, _heads(width), batch_first=True)
+        nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+
+    def forward(self, query: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Tokens `(B, N, W)` and their context `(B, L, W)`, all of it or what is `visible` (B, L), to `(B, N, W)`."""
+        return self._attend(query, context, visible, need_weights=False)[0]
+
+    def weights(self, query: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        """How much each token looks at each of the context, `(B, N, L)`: rows sum to 1, averaged over the heads."""
+        return self._attend(query, context, visible, need_weights=True)[1]
+
+    def _attend(
+        self, query: Tensor, context: Tensor, visible: Tensor | None, *, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        context = self.ln_context(context)
+        hidden = None if visible is None else ~visible
+        return self.attn(self.ln_query(query), context, context, key_padding_mask=hidden, need_weights=need_weights)
+
+
+def _heads(width: int) -> int:
+    """Attention heads of the published width; a single one where that does not divide `width`."""
+    return 1 if width % HEAD_WIDTH else width // HEAD_WIDTH
