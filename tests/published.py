@@ -31,6 +31,14 @@ SEN = TOWERS | {
     "cross_attn_Text.": "objectives.tir.cross.attn.",
     "cross_modal_transformer_mae.": "objectives.tir.transformer.",
 }
+IRRA = TOWERS | {
+    "ln_pre_t.": "objectives.mlm.cross.ln_query.",
+    "ln_pre_i.": "objectives.mlm.cross.ln_context.",
+    "ln_post.": "objectives.mlm.ln_post.",
+    "cross_attn.": "objectives.mlm.cross.attn.",
+    "cross_modal_transformer.": "objectives.mlm.transformer.",
+    "mlm_head.": "objectives.mlm.head.",
+}
 SEN_UNUSED = ("cross_attn_TextImage.", "cross_attn_Image.", "norm_3.", "norm_5.", "decoder_pos_embed")
 """What SEN's model holds and its loss never reads."""
 

@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, restoration_loss, sdm_loss, triplet_loss
+from tiprctl.losses import (
+    cosine_similarity,
+    identity_loss,
+    itc_loss,
+    mlm_loss,
+    restoration_loss,
+    sdm_loss,
+    triplet_loss,
+)
 from tiprctl.models.masking import patchify, standardise
 
 SCALE = 50.0
@@ -375,3 +383,35 @@ def test_restoration_of_nothing_is_zero() -> None:
 
     assert loss == 0
     assert prediction.grad.abs().sum() == 0
+
+
+def test_mlm_value_and_gradients_equal_the_published_code(reference: dict[str, Tensor]) -> None:
+    logits = reference["mlm_scores"].clone().requires_grad_()
+    loss = mlm_loss(logits, reference["mlm_labels"])
+    loss.backward()
+
+    torch.testing.assert_close(loss.detach(), reference["mlm"])
+    torch.testing.assert_close(logits.grad, reference["mlm_grad"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_mlm_equals_the_loop_over_the_masked_words(dtype: torch.dtype) -> None:
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(4)).to(dtype)
+    labels = [0, 6, 2, 0, 5]
+    masked = [index for index, label in enumerate(labels) if label]
+    expected = cross_entropy_oracle(logits[masked].tolist(), [labels[index] for index in masked])
+
+    loss = mlm_loss(logits, torch.tensor(labels))
+
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[], [0, 0]])
+def test_mlm_without_masked_words_is_zero_with_a_graph(labels: list[int]) -> None:
+    logits = torch.randn(len(labels), 7, requires_grad=True)
+    loss = mlm_loss(logits, torch.tensor(labels, dtype=torch.int64))
+    loss.backward()
+
+    assert loss == 0
+    assert logits.grad.abs().sum() == 0

@@ -86,6 +86,7 @@ def test_gradients_are_clipped_to_the_limit_or_left():
     ("method", "objectives", "prefixes", "unused"),
     [
         ("sen", ("sdm", "id", "triplet", "tir"), published.SEN, published.SEN_UNUSED),
+        ("irra", ("sdm", "id", "mlm"), published.IRRA, ()),
     ],
 )
 def test_the_published_groups_are_met_parameter_by_parameter(method, objectives, prefixes, unused):

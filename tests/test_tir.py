@@ -221,7 +221,7 @@ def test_gradients_reach_both_towers_and_all_of_the_decoder():
     assert unmoved == []
 
 
-def test_two_steps_bring_the_loss_down_and_leave_the_batch_alone():
+def test_steps_bring_the_loss_down_and_leave_the_batch_alone():
     composition, batch, before = compose(), tiny.batch(), tiny.batch()
     optimizer = torch.optim.SGD(composition.parameters(), lr=0.1)
     losses = []

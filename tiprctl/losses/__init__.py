@@ -2,9 +2,10 @@
 
 from tiprctl.losses.identity import identity_loss
 from tiprctl.losses.itc import itc_loss
+from tiprctl.losses.mlm import mlm_loss
 from tiprctl.losses.restoration import restoration_loss
 from tiprctl.losses.sdm import sdm_loss
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.losses.triplet import triplet_loss
 
-__all__ = ["cosine_similarity", "identity_loss", "itc_loss", "restoration_loss", "sdm_loss", "triplet_loss"]
+__all__ = ["cosine_similarity", "identity_loss", "itc_loss", "mlm_loss", "restoration_loss", "sdm_loss", "triplet_loss"]

@@ -17,6 +17,7 @@ OBJECTIVES = {
     "id": "tiprctl.objectives.identity:IdentityClassification",
     "triplet": "tiprctl.objectives.triplet:CrossModalTriplet",
     "tir": "tiprctl.objectives.tir:TextGuidedRestoration",
+    "mlm": "tiprctl.objectives.mlm:MaskedLanguageModelling",
 }
 
 
