@@ -88,6 +88,7 @@ def test_gradients_are_clipped_to_the_limit_or_left():
         ("sen", ("sdm", "id", "triplet", "tir"), published.SEN, published.SEN_UNUSED),
         ("irra", ("sdm", "id", "mlm"), published.IRRA, ()),
     ],
+    ids=["sen", "irra"],
 )
 def test_the_published_groups_are_met_parameter_by_parameter(method, objectives, prefixes, unused):
     clip = Clip(replace(tiny.CLIP, vision_layers=2, text_layers=2))
