@@ -91,7 +91,10 @@ class TextGuidedRestoration(Objective):
         return ObjectiveOutput(restoration_loss(prediction, target, hidden_patches(enc.kept, target.shape[1])))
 
     def restore(self, enc: Encodings) -> Tensor:
-        """The pixels of all patches, hidden and visible, `(B, N, P)` in the order of `patchify`, normalised."""
+        """All patches, hidden and visible, `(B, N, P)` in the order of `patchify`: normalised pixels.
+
+        Where the objective is trained with `normalise_patches`, each is at mean 0 and variance 1.
+        """
         attended = self.cross(self._patches(enc), enc.text_tokens, self._words(enc))
         tokens = self.transformer(self.ln_attended(attended))
         return self.pixels(self.ln_post(tokens[:, 1:]))
