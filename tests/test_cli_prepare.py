@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tiprctl.cli.app import app
-from tiprctl.data.manifest import read_manifest
+from tiprctl.data.manifest import find_manifest, read_manifest
 from tiprctl.data.synth_pedes import Drawing, oracle
 from tiprctl.data.synth_pedes import drawing as drawing_module
 
@@ -149,6 +149,8 @@ def test_folder_of_ones_own(cuhk_root, tmp_path):
         ([], 2, "Missing argument"),
         (["rstpreid"], 3, "rstpreid is not there: no data_captions.json"),
         (["cuhk-pedes", "--ids", "5"], 2, "--ids belongs to synth-pedes"),
+        (["cuhk-pedes", "--hard"], 2, "--hard belongs to synth-pedes"),
+        (["synth-pedes", "--hard", "--check"], 3, "`tiprctl prepare synth-pedes --hard` draws it"),
         (["cuhk-pedes", "--report"], 2, "--report belongs to synth-pedes"),
         (["synth-pedes", "--check", "--ids", "5"], 2, "--ids is for drawing; --check takes synth-pedes as it stands"),
         (["synth-pedes", "--check", "--force"], 2, "--force is for drawing"),
@@ -211,7 +213,7 @@ def test_synth_pedes_is_drawn_once(tmp_path, drawings):
     root = tmp_path / "new"
     first = run("synth-pedes", "--root", root, "--ids", 4, "--val-ids", 2, "--test-ids", 2)
     assert first.exit_code == 0, first.output
-    assert drawings == [{"ids": 4, "val_ids": 2, "test_ids": 2, "seed": 0}]
+    assert drawings == [{"ids": 4, "val_ids": 2, "test_ids": 2, "seed": 0, "hard": False}]
     assert read_manifest(root).dataset == "synth-pedes"
     again = run("synth-pedes", "--root", root, "--ids", 4, "--val-ids", 2, "--test-ids", 2, "--report")
     assert again.exit_code == 0
@@ -223,7 +225,35 @@ def test_synth_pedes_is_drawn_once(tmp_path, drawings):
     assert "drawn with ids 4, val_ids 2, test_ids 2, seed 0" in other.stderr
     assert "`tiprctl prepare synth-pedes --force`" in other.stderr
     assert run("synth-pedes", "--root", root, "--force", "--seed", 1).exit_code == 0
-    assert drawings[1:] == [{"ids": 3000, "val_ids": 100, "test_ids": 200, "seed": 1}]
+    assert drawings[1:] == [{"ids": 3000, "val_ids": 100, "test_ids": 200, "seed": 1, "hard": False}]
+
+
+def test_the_hard_one_stands_beside_the_usual_one(tmp_path, drawings, monkeypatch):
+    monkeypatch.setenv("TIPRCTL_DATA", str(tmp_path / "data"))
+    for arguments in ([], ["--hard"]):
+        result = run("synth-pedes", *arguments)
+        assert result.exit_code == 0, result.output
+    assert [drawing["hard"] for drawing in drawings] == [False, True]
+    for name in ("synth-pedes", "synth-pedes-hard"):
+        manifest = find_manifest(name, None)
+        assert (manifest.root, manifest.dataset) == (tmp_path / "data" / name, "synth-pedes")
+    assert run("synth-pedes", "--hard", "--check").exit_code == 0
+    assert len(drawings) == 2
+    usual = run("synth-pedes", "--root", tmp_path / "data/synth-pedes", "--hard")
+    assert usual.exit_code == 3
+    assert "seed 0, hard False" in usual.stderr
+    assert "`tiprctl prepare synth-pedes --hard --force`" in usual.stderr
+
+
+def test_a_record_that_does_not_speak_of_hard_is_the_usual_one(tmp_path, drawings):
+    root = tmp_path / "new"
+    run("synth-pedes", "--root", root)
+    record = json.loads((root / "synth.json").read_text())
+    assert record.pop("hard") is False
+    (root / "synth.json").write_text(json.dumps(record))
+    assert run("synth-pedes", "--root", root).exit_code == 0
+    assert len(drawings) == 1
+    assert run("synth-pedes", "--root", root, "--hard").exit_code == 3
 
 
 def test_synth_pedes_report_in_json(tmp_path, drawings):

@@ -154,6 +154,14 @@ def test_find_by_data_set_folder_and_path(tmp_path, monkeypatch):
     assert find_manifest("folder", None).root == crops
 
 
+def test_the_folder_goes_before_the_data_set_of_that_name(tmp_path):
+    hard = prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
+    assert find_manifest("synth-pedes", tmp_path).root == hard
+    usual = prepare(tmp_path, "synth-pedes", "synth-pedes")
+    assert find_manifest("synth-pedes", tmp_path).root == usual
+    assert find_manifest("Synth-Pedes-Hard", tmp_path).root == hard
+
+
 def test_an_explicit_root_goes_before_a_folder_of_that_name_here(tmp_path, monkeypatch):
     named = prepare(tmp_path / "home", "crops", "folder")
     here = prepare(tmp_path / "here", "crops", "folder")
@@ -187,6 +195,7 @@ def test_find_without_a_name_lists_several(tmp_path):
     [
         (None, "No data set is prepared", "Run `tiprctl prepare synth-pedes` to make the built-in one"),
         ("synth-pedes", "synth-pedes is not prepared", "Run `tiprctl prepare synth-pedes` to make the built-in one"),
+        ("synth-pedes-hard", "synth-pedes-hard is not prepared", "Run `tiprctl prepare synth-pedes --hard` to make"),
         ("rstpreid", "rstpreid is not prepared", "Run `tiprctl prepare rstpreid`"),
     ],
 )

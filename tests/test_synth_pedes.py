@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from tiprctl.data.synth_pedes import Drawing
 from tiprctl.data.synth_pedes.camera import Shot, photograph, sample_shots
@@ -21,13 +22,25 @@ from tiprctl.data.synth_pedes.oracle import best_by_colour, oracle_recall, repor
 from tiprctl.data.synth_pedes.people import (
     ATTRIBUTES,
     COLOURS,
+    FAMILY,
+    FIRST,
     MAIN_ATTRIBUTES,
     VIEWS,
+    families,
     hidden_attributes,
     unique_people,
 )
 from tiprctl.data.synth_pedes.rendering import generate
-from tiprctl.data.synth_pedes.wording import COLOUR_WORDS, HAIR_WORDS, THING_WORDS, _misspell, describe
+from tiprctl.data.synth_pedes.wording import (
+    COLOUR_WORDS,
+    HAIR_WORDS,
+    HARD,
+    THING_WORDS,
+    USUAL,
+    Manner,
+    _misspell,
+    describe,
+)
 from tiprctl.errors import InputError, UsageError
 from tiprctl.tokenizer import default_tokenizer
 
@@ -49,14 +62,40 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told():
-    """(person, view, hidden attributes, caption) for many captions."""
+    """(person, shot, hidden attributes, caption) for many captions."""
+    return captions_in(USUAL)
+
+
+@pytest.fixture(scope="module")
+def told_hard():
+    """The same for the captions of the hard data set."""
+    return captions_in(HARD)
+
+
+def captions_in(manner: Manner) -> list[tuple]:
     rows = []
     for number, person in enumerate(islice(unique_people(7), 1500)):
         rng = Random(f"told:{number}")
         for shot in sample_shots(rng, 4):
             hidden = shot.hidden(person)
-            rows.append((person, shot, hidden, describe(person, hidden, shot.view, rng)))
+            rows.append((person, shot, hidden, describe(person, hidden, shot.view, rng, manner)))
     return rows
+
+
+def digest(root: Path, pattern: str) -> str:
+    """A hash of the names and contents of the files that fit `pattern`."""
+    hashed = hashlib.sha256()
+    for path in sorted(root.rglob(pattern)):
+        hashed.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return hashed.hexdigest()
+
+
+def test_the_usual_drawing_stays_what_it_is(tmp_path):
+    generate(tmp_path, Drawing(ids=6, val_ids=2, test_ids=3, seed=3), workers=1)
+    assert digest(tmp_path, "*.json") == "0e0782420eba55b1ef81009c6dfa783873f50b0be0046fae08521ed158de1505"
+    # Another encoder may write other bytes for the same picture.
+    if features.version("libjpeg_turbo") == "3.2.0":
+        assert digest(tmp_path, "*.jpg") == "f2ccfba19598ea943c6e208dc2c93d4804102f54204763cdf56dcbbe674b21e9"
 
 
 def test_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(tmp_path):
@@ -319,6 +358,102 @@ def test_report_explains_a_folder_without_the_data_set(tmp_path, rendered):
         report(tmp_path)
     with pytest.raises(InputError, match="no split 'query'"):
         report(rendered[0], "query")
+
+
+def differing(family) -> set[str]:
+    """The attributes that are not the same for all members."""
+    return {name for name in ATTRIBUTES if len({getattr(person, name) for person in family}) > 1}
+
+
+def test_the_members_of_a_family_differ_in_one_attribute_that_a_view_shows():
+    drawn = list(islice(families(0), 800))
+    told_apart = Counter()
+    for family in drawn:
+        (name,) = differing(family)
+        values = [getattr(person, name) for person in family]
+        assert 2 <= len(family) <= FAMILY
+        assert len(set(values)) == len(family)
+        assert None not in values
+        assert all(any(name not in hidden_attributes(person, view) for view in VIEWS) for person in family)
+        assert len({(person.skin, person.build, person.dye) for person in family}) == 1
+        told_apart[name] += 1
+    assert len(told_apart) > 10
+    assert max(told_apart.values()) < 0.25 * len(drawn)
+    people = [person for family in drawn for person in family]
+    assert len(set(people)) == len(people)
+    assert all(getattr(people[0], name) == value for name, value in FIRST.items())
+
+
+def test_look_alikes_wear_what_anyone_might():
+    for person in (person for family in islice(families(1), 400) for person in family):
+        assert person.top_colour is None or person.top_colour != person.outer_colour
+        assert person.pattern_colour is None or person.pattern_colour not in (person.top_colour, person.dress_colour)
+        assert (person.bag, person.gender) != ("handbag", "man")
+
+
+@pytest.fixture(scope="module")
+def rendered_hard(tmp_path_factory):
+    """A hard data set whose splits end within a family."""
+    root = tmp_path_factory.mktemp("synth-pedes-hard")
+    generate(root, Drawing(ids=9, val_ids=5, test_ids=90, hard=True), workers=1)
+    return root
+
+
+def test_a_family_is_in_one_split(rendered_hard):
+    records = json.loads((rendered_hard / "reid_raw.json").read_text(encoding="utf-8"))
+    known = json.loads((rendered_hard / "attributes.json").read_text(encoding="utf-8"))["people"]
+    split_of = {record["id"]: record["split"] for record in records}
+    assert Counter(split_of.values()) == {"train": 9, "val": 5, "test": 90}
+    looks = {pid: set(known[str(pid)].items()) for pid in split_of}
+    alike = {(one, two) for one in looks for two in looks if one < two and len(looks[one] ^ looks[two]) == 2}
+    assert len(alike) > 90
+    assert all(split_of[one] == split_of[two] for one, two in alike)
+
+
+def test_the_hard_test_identities_do_not_depend_on_the_number_of_training_identities(rendered_hard, tmp_path):
+    generate(tmp_path, Drawing(ids=1, val_ids=5, test_ids=90, hard=True), workers=1)
+    images = [
+        sorted(path.read_bytes() for path in (root / "imgs/test").iterdir()) for root in (rendered_hard, tmp_path)
+    ]
+    assert images[0] == images[1]
+
+
+def test_the_hard_captions_are_long_and_fit_the_context(told_hard):
+    texts = [caption.text for *_, caption in told_hard]
+    words = [len(text.split()) for text in texts]
+    assert 43 < np.mean(words) < 50
+    assert np.mean([40 <= count <= 55 for count in words]) > 0.98
+    tokenizer = default_tokenizer()
+    assert max(len(tokenizer.encode(text)) for text in sorted(texts, key=len)[-200:]) <= 75
+
+
+def test_the_hard_captions_tell_nearly_all_that_is_seen(told, told_hard):
+    def share(rows):
+        seen = [set(person.attributes()) - hidden for person, _, hidden, _ in rows]
+        return np.mean([len(caption.mentions) / len(names) for names, (*_, caption) in zip(seen, rows)])
+
+    assert share(told) < 0.8
+    assert share(told_hard) > 0.9
+
+
+def test_one_hard_caption_in_eight_is_wrong(told_hard):
+    wrong = sum(bool(set(caption.mistakes) - {"typo"}) for *_, caption in told_hard) / len(told_hard)
+    assert 0.1 < wrong < 0.15
+    for person, _, _, caption in told_hard:
+        untrue = {name for name, value in caption.mentions.items() if getattr(person, name) != value}
+        assert untrue == set(caption.mistakes) - {"typo"}
+
+
+def test_filler_is_not_repeated(told_hard):
+    for *_, caption in told_hard:
+        sentences = [sentence.split(" ", 1)[-1] for sentence in caption.text.rstrip(".").split(". ")]
+        assert len(set(sentences)) == len(sentences), caption.text
+
+
+def test_look_alikes_are_hard_for_who_sees_main_colours_alone(rendered, rendered_hard):
+    usual, hard = report(rendered[0]), report(rendered_hard)
+    assert 85 <= hard.oracle_all < usual.oracle_all
+    assert 40 <= hard.oracle_main <= 70
 
 
 @pytest.mark.parametrize("seed", range(3))

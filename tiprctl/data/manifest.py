@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tiprctl.data.catalog import DATA_SETS, data_home
 from tiprctl.data.folder import FOLDER
 from tiprctl.data.records import Record
+from tiprctl.data.synth_pedes import COMMANDS, SYNTH_PEDES
 from tiprctl.errors import InputError, TiprError, UsageError, unknown_name
 from tiprctl.files import atomic_path
 
@@ -147,7 +148,7 @@ def find_manifest(name: str | None, root: Path | None) -> Manifest:
         return read_manifest(name)
     home = data_home() if root is None else root
     prepared = {folder: _dataset_of(folder / FILE_NAME) for folder in _prepared_folders(home)}
-    fitting = [folder for folder, dataset in prepared.items() if name is None or _means(name, dataset, folder)]
+    fitting = _fitting(name, prepared)
     if len(fitting) == 1:
         return read_manifest(fitting[0])
     if fitting:
@@ -160,8 +161,12 @@ def _prepared_folders(home: Path) -> list[Path]:
     return [folder for folder in folders if (folder / FILE_NAME).is_file()]
 
 
-def _means(name: str, dataset: str, folder: Path) -> bool:
-    return name.lower() in (dataset, folder.resolve().name.lower())
+def _fitting(name: str | None, prepared: dict[Path, str]) -> list[Path]:
+    """The folders of that name or, where there are none, those that hold the data set of that name."""
+    if name is None:
+        return list(prepared)
+    named = [folder for folder in prepared if folder.resolve().name.lower() == name.lower()]
+    return named or [folder for folder, dataset in prepared.items() if dataset == name.lower()]
 
 
 def _dataset_of(file: Path) -> str:
@@ -192,7 +197,7 @@ def _ambiguous(fitting: dict[Path, str], home: Path) -> UsageError:
 
 
 def _not_prepared(name: str | None, prepared: dict[Path, str], home: Path) -> TiprError:
-    known = {*DATA_SETS, *prepared.values()}
+    known = {*DATA_SETS, *COMMANDS, *prepared.values()}
     if name is not None and name.lower() not in known and not Path(name).is_dir():
         return unknown_name("data set", name, known)
     beside = f"; prepared are: {', '.join(sorted(set(prepared.values())))}" if prepared else ""
@@ -202,8 +207,9 @@ def _not_prepared(name: str | None, prepared: dict[Path, str], home: Path) -> Ti
 
 def _command(name: str | None) -> str:
     """How to prepare what was asked for, or the built-in data set when nothing was."""
-    if name is None or name.lower() == "synth-pedes":
-        return "`tiprctl prepare synth-pedes` to make the built-in one"
+    built_in = (name or SYNTH_PEDES.folder).lower()
+    if built_in in COMMANDS:
+        return f"`{COMMANDS[built_in]}` to make the built-in one"
     if name.lower() in DATA_SETS:
         return f"`tiprctl prepare {name.lower()}`"
     return f"`tiprctl prepare folder --root {name}`"

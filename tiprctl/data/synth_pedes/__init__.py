@@ -1,6 +1,6 @@
 """`synth-pedes`, the built-in data set: pedestrians drawn procedurally and described in English.
 
-This module says what it is, without importing what draws it: `drawing` puts it on disk in the layout of CUHK-PEDES,
+There are two of it, the usual one and a hard one of look-alikes, in folders of their own. This module says what it is, without importing what draws it: `drawing` puts it on disk in the layout of CUHK-PEDES,
 so that the reader of the real set reads it; `oracle` measures how hard it is.
 """
 
@@ -18,12 +18,18 @@ IMAGES_PER_PERSON, CAPTIONS_PER_IMAGE = 4, 2
 
 IMAGES, ANNOTATIONS, ATTRIBUTE_FILE = "imgs", "reid_raw.json", "attributes.json"
 
-SYNTH_PEDES = DataSet(
-    name="synth-pedes",
-    folder="synth-pedes",
-    annotations=(ANNOTATIONS,),
-    read=cuhk_pedes.read,
-    source="`tiprctl prepare synth-pedes` draws it",
+COMMANDS = {"synth-pedes": "tiprctl prepare synth-pedes", "synth-pedes-hard": "tiprctl prepare synth-pedes --hard"}
+"""What draws the data set, by the folder that it stands in."""
+
+SYNTH_PEDES, SYNTH_PEDES_HARD = (
+    DataSet(
+        name="synth-pedes",
+        folder=folder,
+        annotations=(ANNOTATIONS,),
+        read=cuhk_pedes.read,
+        source=f"`{command}` draws it",
+    )
+    for folder, command in COMMANDS.items()
 )
 
 
@@ -36,6 +42,8 @@ class Drawing:
         val_ids: number of identities for model selection.
         test_ids: number of identities for the final figures.
         seed: seed of everything random.
+        hard: identities in families of look-alikes, and captions that are longer, tell nearly everything that is
+            seen, and are wrong more often.
 
     Raises:
         UsageError: a number is negative, or there is nobody to draw.
@@ -45,6 +53,7 @@ class Drawing:
     val_ids: int = 100
     test_ids: int = 200
     seed: int = 0
+    hard: bool = False
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -53,6 +62,11 @@ class Drawing:
                 raise UsageError(f"{option} must not be negative: {value}", remedy="Give a number from 0 up.")
         if not self.images:
             raise UsageError("There is nobody to draw", remedy="Give --ids, --val-ids or --test-ids a positive number.")
+
+    @property
+    def dataset(self) -> DataSet:
+        """Which of the two it draws."""
+        return SYNTH_PEDES_HARD if self.hard else SYNTH_PEDES
 
     @property
     def images(self) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 from tiprctl.data.catalog import data_home
 from tiprctl.data.manifest import FILE_NAME
-from tiprctl.data.synth_pedes import ANNOTATIONS, SYNTH_PEDES, Drawing
+from tiprctl.data.records import DataSet
+from tiprctl.data.synth_pedes import ANNOTATIONS, COMMANDS, Drawing
 from tiprctl.data.synth_pedes.rendering import generate
 from tiprctl.errors import InputError
 from tiprctl.files import write_text
@@ -18,12 +19,12 @@ RECORD_FILE = "synth.json"
 """Beside the drawings: which arguments and version drew them, and whether they are complete."""
 
 
-def drawing_folder(root: Path | None) -> Path:
-    """Where synth-pedes stands or will stand: `root` when new, empty or drawn already; otherwise a folder in it."""
+def drawing_folder(root: Path | None, dataset: DataSet) -> Path:
+    """Where `dataset` stands or will stand: `root` when new, empty or drawn already; otherwise its folder in it."""
     if root is None:
-        return data_home() / SYNTH_PEDES.folder
+        return data_home() / dataset.folder
     free = not root.is_dir() or not any(root.iterdir())
-    return root if free or (root / RECORD_FILE).is_file() else root / SYNTH_PEDES.folder
+    return root if free or (root / RECORD_FILE).is_file() else root / dataset.folder
 
 
 def draw(
@@ -46,7 +47,7 @@ def draw(
         raise InputError(
             f"Another synth-pedes stands here, drawn with {_arguments(standing)}",
             where=folder,
-            remedy="Draw it anew with `tiprctl prepare synth-pedes --force`, or choose another folder with --root.",
+            remedy=f"Draw it anew with `{COMMANDS[drawing.dataset.folder]} --force`, or choose another folder with --root.",
         )
     # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
     write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
@@ -67,7 +68,8 @@ def _standing(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         whole = record["complete"] is True and (folder / ANNOTATIONS).is_file()
-        return {**record, "complete": whole}
+        # Records of former versions, which drew nothing hard, do not say so.
+        return {**record, "hard": record.get("hard", False), "complete": whole}
     except (ValueError, TypeError, KeyError) as error:
         remedy = "Remove the folder, then draw it again."
         raise InputError("The record of the drawings is damaged", where=file, remedy=remedy) from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 from types import MappingProxyType
 
@@ -130,6 +130,71 @@ def unique_people(seed: int) -> Iterator[Person]:
         known.add(person)
         recent.append(main)
         yield person
+
+
+FAMILY = 4
+"""How many look-alikes a family has at most."""
+
+_KINDS: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "hat": ("cap", "beanie", "brimmed hat"),
+        "glasses": ("glasses", "sunglasses"),
+        "shoes": ("shoes", "boots"),
+        "bag": ("backpack", "shoulder bag"),
+        "carried": ("suitcase", "shopping bag", "umbrella"),
+    }
+)
+_COLOURED = tuple(name for name in ATTRIBUTES if name.endswith("_colour"))
+"""The attributes in which look-alikes may differ: these kinds of things, and all colours."""
+
+
+def families(seed: int) -> Iterator[list[Person]]:
+    """Families without end: persons who differ from each other in the value of one attribute alone.
+
+    They share everything else, down to the shades of their clothes; the attribute is one that captions can tell and
+    that at least one view shows. No two persons of all families are equal, the same ones come for the same seed, and
+    the first one fits `FIRST`.
+    """
+    rng = Random(f"families:{seed}")
+    known: set[Person] = set()
+    for person in unique_people(seed):
+        if person not in known:
+            family = [one for one in _look_alikes(person, rng) if one not in known]
+            known.update(family)
+            yield family
+
+
+def _look_alikes(person: Person, rng: Random) -> list[Person]:
+    """`person`, and others with another value of one attribute."""
+    others = {name: values for name in (*_KINDS, *_COLOURED) if (values := _other_values(person, name))}
+    name = rng.choice(list(others))
+    values = rng.sample(others[name], min(FAMILY - 1, len(others[name])))
+    return [person, *(replace(person, **{name: value}) for value in values)]
+
+
+def _other_values(person: Person, name: str) -> list[str]:
+    """What else the attribute might be, the rest of the person as it is; nothing where no view shows it."""
+    value = getattr(person, name)
+    if value is None or all(name in hidden_attributes(person, view) for view in VIEWS):
+        return []
+    choices = dict.fromkeys(_KINDS.get(name) or _colours(person, name))
+    return [choice for choice in choices if value in choices and choice != value]
+
+
+def _colours(person: Person, name: str) -> Sequence[str]:
+    """The colours of a thing that go with the person's other colours."""
+    match name:
+        case "hair_colour":
+            return tuple(HAIR_COLOURS)
+        case "pattern_colour":
+            return _contrast(person.dress_colour or person.top_colour)
+        case "top_colour" | "dress_colour":
+            grounds = [colour for colour in COLOURS if person.pattern_colour in (None, *_contrast(colour))]
+            return [colour for colour in grounds if colour != person.outer_colour]
+        case "outer_colour":
+            return [colour for colour in COLOURS if colour != person.top_colour]
+        case _:
+            return tuple(COLOURS)
 
 
 def sample_person(rng: Random) -> Person:
@@ -258,10 +323,14 @@ def _pattern(rng: Random, pattern: str, ground: str) -> dict[str, str | None]:
     """The pattern and its colour, which stands out against the ground colour."""
     if pattern == "plain":
         return {"pattern": "plain", "pattern_colour": None}
-    contrast = ("black", "navy", "red", "blue", "green") if ground in _PALE else ("white", "white", "yellow")
+    return {"pattern": pattern, "pattern_colour": rng.choice(_contrast(ground))}
+
+
+def _contrast(ground: str) -> tuple[str, ...]:
+    """The colours that stand out against a ground colour, likelier ones several times."""
     if ground in ("grey", "orange", "green"):
-        contrast = ("white", "black")
-    return {"pattern": pattern, "pattern_colour": rng.choice(contrast)}
+        return ("white", "black")
+    return ("black", "navy", "red", "blue", "green") if ground in _PALE else ("white", "white", "yellow")
 
 
 def _sample_luggage(rng: Random, gender: str) -> dict[str, str | None]:

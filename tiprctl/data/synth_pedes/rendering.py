@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -27,8 +27,8 @@ from tiprctl.data.synth_pedes import (
     Drawing,
 )
 from tiprctl.data.synth_pedes.camera import photograph, sample_shots
-from tiprctl.data.synth_pedes.people import Person, unique_people
-from tiprctl.data.synth_pedes.wording import describe
+from tiprctl.data.synth_pedes.people import Person, families, unique_people
+from tiprctl.data.synth_pedes.wording import HARD, USUAL, Manner, describe
 from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import write_text
 from tiprctl.interrupt import ignore_interrupt
@@ -48,6 +48,7 @@ class _Job:
     person: Person
     key: str
     folder: Path
+    manner: Manner
 
 
 def generate(
@@ -109,18 +110,27 @@ def _empty_folder(root: Path) -> Iterator[Path]:
 
 def _jobs(drawing: Drawing, folder: Path) -> list[_Job]:
     """One job an identity in the order of their pids, from 1: train, val, test."""
-    test_ids, held_out = drawing.test_ids, drawing.test_ids + drawing.val_ids
-    people = list(islice(unique_people(drawing.seed), held_out + drawing.ids))
+    groups = families(drawing.seed) if drawing.hard else ([person] for person in unique_people(drawing.seed))
+    number, members = count(), {}
     # The first people are those of test, so that another number of training identities leaves them as they are.
-    numbered = list(enumerate(people))
-    test, val, train = numbered[:test_ids], numbered[test_ids:held_out], numbered[held_out:]
-    members = [(split, *one) for split, group in (("train", train), ("val", val), ("test", test)) for one in group]
-    for split in {split for split, _, _ in members}:
-        (folder / split).mkdir(parents=True)
+    for split, size in (("test", drawing.test_ids), ("val", drawing.val_ids), ("train", drawing.ids)):
+        people = _whole_groups(groups, size)
+        members[split] = [(split, f"synth-pedes:{drawing.seed}:{next(number)}", person) for person in people]
+        if people:
+            (folder / split).mkdir(parents=True)
+    manner = HARD if drawing.hard else USUAL
     return [
-        _Job(pid, split, person, f"synth-pedes:{drawing.seed}:{number}", folder)
-        for pid, (split, number, person) in enumerate(members, start=1)
+        _Job(pid, split, person, key, folder, manner)
+        for pid, (split, key, person) in enumerate(members["train"] + members["val"] + members["test"], start=1)
     ]
+
+
+def _whole_groups(groups: Iterator[list[Person]], size: int) -> list[Person]:
+    """The people of the next groups, so many in all; who is left of the last group is in no split."""
+    people: list[Person] = []
+    while len(people) < size:
+        people += next(groups)
+    return people[:size]
 
 
 @contextmanager
@@ -150,7 +160,7 @@ def _render(job: _Job) -> tuple[list[dict], dict[str, dict]]:
         path = f"{job.split}/{job.pid:05d}_{number}.jpg"
         (job.folder / path).write_bytes(photograph(job.person, shot, rng))
         hidden = shot.hidden(job.person)
-        captions = [describe(job.person, hidden, shot.view, rng) for _ in range(CAPTIONS_PER_IMAGE)]
+        captions = [describe(job.person, hidden, shot.view, rng, job.manner) for _ in range(CAPTIONS_PER_IMAGE)]
         records.append(
             {
                 "split": job.split,

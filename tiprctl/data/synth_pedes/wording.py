@@ -92,10 +92,34 @@ _CLOSINGS = (
     "does not seem to notice the camera",
     "was caught in the middle of a step",
 )
-_LONG = 38
 _PLURAL = ("trousers", "shorts", "shoes", "boots")
-_MISTAKE_RATE = _TYPO_RATE = 0.045
-_SHORT_RATE = 0.08
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the annotators write.
+
+    Args:
+        mistakes: probability that a colour is misread.
+        typos: probability that a word is misspelt.
+        short: probability of a caption of a few garments alone.
+        thorough: least probability with which a detail that is seen is told.
+        closings: how many sentences may follow that say nothing of the person's looks.
+        closing: probability of each of them.
+        long: words after which none follows.
+    """
+
+    mistakes: float = 0.045
+    typos: float = 0.045
+    short: float = 0.08
+    thorough: float = 0.0
+    closings: int = 1
+    closing: float = 0.42
+    long: int = 38
+
+
+USUAL = Manner()
+HARD = Manner(mistakes=0.14, typos=0.1, short=0.0, thorough=0.95, closings=3, closing=1.0, long=42)
 
 
 @dataclass(frozen=True)
@@ -113,24 +137,24 @@ class Caption:
     mistakes: tuple[str, ...]
 
 
-def describe(person: Person, hidden: frozenset[str], view: str, rng: Random) -> Caption:
+def describe(person: Person, hidden: frozenset[str], view: str, rng: Random, manner: Manner = USUAL) -> Caption:
     """A caption for an image of `person` that does not show the `hidden` attributes."""
     seen = {name: value for name, value in person.attributes().items() if name not in hidden}
-    writer = _Writer(seen, view, rng)
-    text = writer.short() if rng.random() < _SHORT_RATE else writer.full()
+    writer = _Writer(seen, view, rng, manner)
+    text = writer.short() if rng.random() < manner.short else writer.full()
     mistakes = tuple(name for name, value in writer.said.items() if value != seen[name])
-    misspelt = _misspell(text, rng) if rng.random() < _TYPO_RATE else text
+    misspelt = _misspell(text, rng) if rng.random() < manner.typos else text
     return Caption(misspelt, writer.said, mistakes if misspelt == text else (*mistakes, "typo"))
 
 
 class _Writer:
     """Puts what is seen into words and keeps a record of what it said."""
 
-    def __init__(self, seen: Mapping[str, str], view: str, rng: Random):
-        self.seen, self.view, self.rng = seen, view, rng
+    def __init__(self, seen: Mapping[str, str], view: str, rng: Random, manner: Manner):
+        self.seen, self.view, self.rng, self.manner = seen, view, rng, manner
         self.said: dict[str, str] = {}
         colours = [name for name in seen if name.endswith("_colour")]
-        self.misread = rng.choice(colours) if colours and rng.random() < _MISTAKE_RATE else None
+        self.misread = rng.choice(colours) if colours and rng.random() < manner.mistakes else None
         gendered = self.chance(0.96)
         self.noun = self.word("gender") if gendered else rng.choice(_ANYONE)
         self.pronoun, self.possessive = f"the {self.noun}", "their"
@@ -139,6 +163,14 @@ class _Writer:
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
+
+    def tells(self, probability: float) -> bool:
+        """Whether a detail is told that usual writers tell with `probability`."""
+        return self.chance(max(probability, self.manner.thorough))
+
+    def omits(self, probability: float) -> bool:
+        """Whether a detail is left out that usual writers leave out with `probability`."""
+        return self.chance(min(probability, 1 - self.manner.thorough))
 
     def tell(self, name: str) -> str:
         """The value of an attribute as the writer sees it, which goes on record."""
@@ -183,8 +215,16 @@ class _Writer:
                 opening = self.rng.choice(("there is", "this is", "the picture shows", "we see"))
                 lead = [f"{opening} {who} in {outfit}{self._doing(rest)}"]
         text = " ".join(_sentence(part) for part in lead + self._tail(rest))
-        if len(text.split()) < _LONG and self.chance(0.42):
-            text += " " + _sentence(f"{self.pronoun} {self.rng.choice(_CLOSINGS)}")
+        return text + self._closings(len(text.split()))
+
+    def _closings(self, words: int) -> str:
+        """Filler at the end of a text of so many words, no sentence of it twice."""
+        text, left = "", list(_CLOSINGS)
+        for _ in range(self.manner.closings):
+            if words + len(text.split()) < self.manner.long and self.chance(self.manner.closing):
+                closing = self.rng.choice(left)
+                left.remove(closing)
+                text += " " + _sentence(f"{self.pronoun} {closing}")
         return text
 
     def _walk(self) -> str:
@@ -231,11 +271,11 @@ class _Writer:
 
     def _outer(self) -> str:
         closure = ""
-        if "closure" in self.seen and self.chance(0.3):
+        if "closure" in self.seen and self.tells(0.3):
             words = {"open": ("open", "unbuttoned"), "closed": ("buttoned-up", "closed")}
             closure = self.rng.choice(words[self.tell("closure")]) + " "
         coat = _a(f"{closure}{self.word('outer_colour')} {self.word('outer')}")
-        if "top_colour" not in self.seen or self.chance(0.04):
+        if "top_colour" not in self.seen or self.omits(0.04):
             return coat
         top = self._top()
         return self.rng.choice((f"{coat} over {top}", f"{coat} over {top}", f"{coat} with {top} underneath"))
@@ -243,15 +283,15 @@ class _Writer:
     def _top(self) -> str:
         """A top with its sleeves, colour and pattern, each of them but the colour sometimes left out."""
         kind = self.rng.choice(("top", "shirt"))
-        if self.seen["top"] == "dress" or (self.seen["top"] != "top" and self.chance(0.85)):
+        if self.seen["top"] == "dress" or (self.seen["top"] != "top" and self.tells(0.85)):
             kind = self.word("top")
         sleeves = ""
-        if self.seen.get("sleeves") and kind != "tank top" and self.chance(0.35):
+        if self.seen.get("sleeves") and kind != "tank top" and self.tells(0.35):
             told = self.tell("sleeves")
             sleeves = "sleeveless " if told == "none" else f"{told}-sleeved "
         colour = self.word("dress_colour" if self.seen["top"] == "dress" else "top_colour")
         pattern = self.seen.get("pattern", "plain")
-        if pattern == "plain" or self.chance(0.15):
+        if pattern == "plain" or self.omits(0.15):
             return _a(f"{sleeves}{colour} {kind}")
         self.tell("pattern")
         if pattern == "print":
@@ -278,21 +318,21 @@ class _Writer:
     def _details(self) -> dict[str, list[str]]:
         """What is told beside the large garments, by its verb."""
         details: dict[str, list[str]] = {"has": [], "wears": [], "carries": []}
-        if ("hair" in self.seen and self.chance(0.7)) or self.seen.get("hair") == "bald":
+        if ("hair" in self.seen and self.tells(0.7)) or self.seen.get("hair") == "bald":
             details["has"].append(self._hair())
-        elif "hair_colour" in self.seen and self.chance(0.5):
+        elif "hair_colour" in self.seen and self.tells(0.5):
             details["has"].append(f"{self.word('hair_colour')} hair")
-        if "hat" in self.seen and self.chance(0.85):
+        if "hat" in self.seen and self.tells(0.85):
             details["wears"].append(self._plain("hat"))
-        if "glasses" in self.seen and self.chance(0.65):
+        if "glasses" in self.seen and self.tells(0.65):
             details["wears"].append(self.word("glasses"))
-        if "shoes" in self.seen and "shoes" not in self.said and self.chance(0.6):
+        if "shoes" in self.seen and "shoes" not in self.said and self.tells(0.6):
             details["wears"].append(self._plain("shoes"))
-        if "bag" in self.seen and self.chance(0.85):
+        if "bag" in self.seen and self.tells(0.85):
             bag = self._plain("bag")
             worn = {"backpack": f" on {self.possessive} back", "shoulder bag": f" over {self.possessive} shoulder"}
             details["carries"].append(bag + (worn.get(self.said["bag"], "") if self.chance(0.4) else ""))
-        if "carried" in self.seen and self.chance(0.85):
+        if "carried" in self.seen and self.tells(0.85):
             details["carries"].append(self._plain("carried"))
         return {verb: things for verb, things in details.items() if things}
 
