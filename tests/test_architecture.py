@@ -23,10 +23,11 @@ FLOORS = (
         "tiprctl.precision",
         "tiprctl.interrupt",
         "tiprctl.cores",
+        "tiprctl.processes",
     ),
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
-    ("tiprctl.recipes", "tiprctl.evaluation"),
+    ("tiprctl.recipes", "tiprctl.settings", "tiprctl.evaluation"),
     ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )

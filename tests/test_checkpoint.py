@@ -21,7 +21,7 @@ from tiprctl.checkpoint import (
 )
 from tiprctl.config import ModelConfig, override, to_dict
 from tiprctl.errors import InputError, UsageError
-from tiprctl.models.building import build_encoder
+from tiprctl.models.building import build_start
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, mark_latest, write_json
 from tiprctl.sources import find_source, load_embedder
@@ -127,7 +127,7 @@ def test_a_pickle_that_would_run_code_does_not_run(tmp_path):
 
 
 def test_a_published_clip_file_can_be_used_as_it_is(tmp_path):
-    clip = build_encoder(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).clip
+    clip = build_start(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).encoder.clip
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
     embedder = load_embedder(tmp_path / "clip.pt", device=CPU)
     assert "not fine-tuned" in embedder.description
@@ -186,14 +186,14 @@ def test_fingerprints_follow_names_and_contents():
 
 def test_unknown_sizes_and_heads_list_the_choices():
     with pytest.raises(UsageError, match="Did you mean ViT-B-16"):
-        build_encoder(ModelConfig(name="ViT-B16", pretrained="none"), torch.Generator())
+        build_start(ModelConfig(name="ViT-B16", pretrained="none"), torch.Generator())
     with pytest.raises(UsageError, match="Choices: global"):
-        build_encoder(ModelConfig(name="tiny", pretrained="none", head="globl"), torch.Generator())
+        build_start(ModelConfig(name="tiny", pretrained="none", head="globl"), torch.Generator())
 
 
 def test_size_and_stride_of_the_input_are_the_configurations():
     model = ModelConfig(name="tiny", pretrained="none", image_size=(384, 128), stride=4)
-    assert build_encoder(model, torch.Generator()).clip.config.grid == (95, 31)
+    assert build_start(model, torch.Generator()).encoder.clip.config.grid == (95, 31)
 
 
 def test_a_model_is_used_in_the_precision_of_its_training(tmp_path):
@@ -249,15 +249,14 @@ def test_the_link_to_the_latest_run_is_a_mere_convenience(tmp_path, monkeypatch)
 
 def test_a_published_file_can_be_given_with_the_name_of_its_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    clip = build_encoder(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).clip
+    clip = build_start(ModelConfig(name="tiny", pretrained="none", image_size=(64, 64)), torch.Generator()).encoder.clip
     torch.save(clip.state_dict(), "clip.pt")
     exact, quick = (load_embedder(f"{name}/clip.pt", device=CPU) for name in ("tiny", "tiny-quickgelu"))
     assert not exact.encoder.clip.config.quick_gelu
     assert quick.encoder.clip.config.quick_gelu
     assert exact.fingerprint != quick.fingerprint
-    assert build_encoder(
-        ModelConfig(name="tiny-quickgelu", pretrained="none"), torch.Generator()
-    ).clip.config.quick_gelu
+    named = build_start(ModelConfig(name="tiny-quickgelu", pretrained="none"), torch.Generator())
+    assert named.encoder.clip.config.quick_gelu
 
 
 def test_a_run_goes_on_without_the_file_it_started_from(cuhk_manifest, tmp_path):

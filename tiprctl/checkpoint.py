@@ -20,7 +20,8 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.weights import check_fit
 
 FORMAT = 1
-ENCODER = "encoder."
+ENCODER, OBJECTIVES = "encoder.", "objectives."
+"""What the names of the encoder's tensors, and of the objectives', begin with."""
 HEADER = frozenset({"clip", "head", "config", "dataset", "epoch", "selected_on", "fingerprint"})
 """What every header says, beside the format."""
 

@@ -30,7 +30,7 @@ from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
 from tiprctl.interrupt import StopFlag, stop_signal
-from tiprctl.models.building import build_encoder
+from tiprctl.models.building import Start, build_start
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
 from tiprctl.optimisation import (
@@ -138,10 +138,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             if last.is_file():
-                encoder = empty_encoder(read_header(last))
+                start = Start(empty_encoder(read_header(last)))
             else:
-                encoder = build_encoder(self.config.model, torch.Generator().manual_seed(self.config.seed))
-            composition = Composition(encoder, self.config.objectives, identities=self.batches.identities)
+                start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
+            composition = Composition(start.encoder, self.config.objectives, identities=self.batches.identities)
+        for remark in start.load_objectives(composition.objectives):
+            self.listener.on_warning(remark)
         return composition.to(self.device)
 
     def _judge(self) -> EvaluationData | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import chain, count
@@ -35,6 +36,18 @@ class SelectOn(StrEnum):
     last = "last"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options that make the configuration of a new run; `values` are those of single fields, None where not given."""
+
+    recipe: str | None
+    losses: str | None
+    aux: str | None
+    pretrained: str | None
+    settings: list[str]
+    values: dict[str, Any]
+
+
 def train(
     ctx: typer.Context,
     data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
@@ -43,7 +56,7 @@ def train(
     losses: Annotated[str | None, typer.Option(help="Objectives to take instead of the recipe's.")] = None,
     model: Annotated[str | None, typer.Option(help="Size of the encoder: tiny, ViT-B-16, ViT-B-32, ViT-L-14.")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Where the weights start: openai, another open_clip tag, a file, or none.")
+        str | None, typer.Option(help="Where the weights start: openai, another open_clip tag, a run, a file, or none.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
@@ -51,6 +64,10 @@ def train(
     seed: Seed = None,
     amp: Annotated[
         Amp | None, typer.Option(help="Mixed precision; auto: bf16 or fp16 on CUDA, off on the CPU.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change any other setting, as in triplet.margin=0.1; repeatable."),
     ] = None,
     select_on: Annotated[
         SelectOn | None,
@@ -68,13 +85,14 @@ def train(
 
     \b
     tiprctl train
-    tiprctl train cuhk-pedes --aux triplet
+    tiprctl train cuhk-pedes --recipe sen
+    tiprctl train cuhk-pedes --aux tir,triplet --set triplet.margin=0.1 --set tir.weight=5
+    tiprctl train cuhk-pedes --aux mlm --pretrained runs/latest
     tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
     tiprctl train --resume runs/synth-pedes-synth-20261121-101500
     """
-    changes = {
+    values = {
         "model.name": model,
-        "model.pretrained": pretrained,
         "epochs": epochs,
         "batch_size": batch_size,
         "optim.lr": lr,
@@ -86,7 +104,9 @@ def train(
         _refuse_settings(ctx)
         config, manifest, folder = _continued(resume, root)
     else:
-        config, manifest, folder = _planned(data, root, recipe, losses, aux, changes, output)
+        config, manifest, folder = _planned(
+            data, root, Asked(recipe, losses, aux, pretrained, set or [], values), output
+        )
 
     from tiprctl.cli.training_view import TrainingView
     from tiprctl.precision import find_device
@@ -138,31 +158,41 @@ def _made(folder: Path, *, exclusive: bool) -> Iterator[Path]:
 
 
 def _planned(
-    data: str | None,
-    root: Path | None,
-    recipe: str | None,
-    losses: str | None,
-    aux: str | None,
-    changes: dict[str, Any],
-    output: Path | None,
+    data: str | None, root: Path | None, asked: Asked, output: Path | None
 ) -> tuple[TrainConfig, Manifest, Path]:
     """A new run: what the recipe says, changed as the options say, in a folder of its own."""
-    from tiprctl.config import override
-    from tiprctl.recipes import check_names, find_recipe, with_objectives
+    from tiprctl.recipes import check_names
     from tiprctl.runs import RUN, RUNS
 
-    check_names(recipe, losses, aux)
+    check_names(asked.recipe, asked.losses, asked.aux)
 
     from tiprctl.data.manifest import find_manifest
 
     manifest = find_manifest(data, root)
-    config = override(with_objectives(find_recipe(recipe, manifest.dataset), losses, aux), changes)
+    config = _configured(asked, manifest.dataset)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = output or RUNS / f"{manifest.dataset}-{config.recipe}-{time}"
     if output is not None and (output / RUN).exists():
         remedy = "Continue it with --resume, or choose another."
         raise UsageError("There is a run in this folder", where=output, remedy=remedy)
     return config, manifest, folder
+
+
+def _configured(asked: Asked, dataset: str) -> TrainConfig:
+    """The recipe, then what a checkpoint to start from fixes, then settings, then the options with names of their own."""
+    from tiprctl.config import override
+    from tiprctl.recipes import RECIPES, find_recipe, with_objectives
+    from tiprctl.settings import with_settings
+
+    config = find_recipe(asked.recipe, dataset)
+    if asked.recipe and config != RECIPES[asked.recipe]:
+        render.note(f"{dataset}: {asked.recipe} is fitted to a small encoder from random weights")
+    config = with_objectives(config, asked.losses, asked.aux)
+    if asked.pretrained:
+        from tiprctl.sources import with_start
+
+        config = replace(config, model=with_start(config.model, asked.pretrained))
+    return override(with_settings(config, asked.settings), asked.values)
 
 
 def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, Path]:

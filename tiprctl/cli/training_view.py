@@ -22,6 +22,9 @@ class TrainingView(Listener):
     def __exit__(self, *problem: object) -> None:
         self.stack.close()
 
+    def on_warning(self, text: str) -> None:
+        render.warning(text)
+
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
         size = config.batch_size
         self.advance = self.stack.enter_context(render.progress("Training", steps * size, "pairs", done * size))

@@ -1,4 +1,4 @@
-"""Published CLIP weights, whatever file holds them, to a `Clip` of the wanted input size.
+"""Published CLIP weights, and those of IRRA and SEN, whatever file holds them, to a `Clip` of the wanted input size.
 
 Nothing in a file is ever run: a TorchScript archive is read as a zip of tensors, a pickle may build tensors only.
 """
@@ -24,8 +24,14 @@ from tiprctl.models.registry import find_pretrained, registry_entry
 from tiprctl.models.torchscript import is_torchscript, read_torchscript, refusal
 
 HEAD_WIDTH = 64
-PREFIXES = ("module.", "_orig_mod.", "base_model.")
-"""What data-parallel training, `torch.compile` and the published person-retrieval models put before a tower's names."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What data-parallel training and `torch.compile` put before a model's names."""
+TOWERS = "base_model."
+"""What the published person-retrieval models put before the names of the towers, and of nothing else."""
+RETRIEVAL_HEADS = (("decoder_pred.", "SEN"), ("mlm_head.", "IRRA"), ("", "IRRA or SEN"))
+"""Whose training heads lie beside the towers, by the beginning of a name: the first that occurs tells."""
+RETRIEVAL_INPUTS = ((384, 128), (256, 128))
+"""Heights and widths, in pixels, that person-retrieval models are trained at, beside square ones."""
 WRAPPERS = ("state_dict", "model")
 OPENAI_FIGURES = frozenset({"input_resolution", "context_length", "vocab_size"})
 IGNORED = OPENAI_FIGURES | {"logit_scale", "logit_bias", "attn_mask"}
@@ -35,11 +41,16 @@ POSITIONS = "visual.positional_embedding"
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a checkpoint in OpenAI's names, float32; `is_openai`: in OpenAI's own format, so QuickGELU."""
+    """The tensors of a checkpoint's towers in OpenAI's names, float32.
+
+    `quick_gelu`: the format tells that they want QuickGELU. `method`: whose published code wrote the checkpoint, as in
+    `RETRIEVAL_HEADS`; None where it is no checkpoint of person retrieval.
+    """
 
     tensors: dict[str, Tensor]
     path: Path
-    is_openai: bool
+    quick_gelu: bool
+    method: str | None = None
 
 
 def load_pretrained(
@@ -51,34 +62,97 @@ def load_pretrained(
 ) -> Clip:
     """A CLIP with published weights, its position embedding resized to the input.
 
-    Args:
-        model_name: a name of `SIZES`; `-quickgelu` may be added to say that a local state dict wants QuickGELU (as
-            open_clip names such models). None reads the sizes off a local file's tensors.
-        tag_or_path: a tag of open_clip's registry, or a local file: OpenAI's archive, a state dict, safetensors.
-        image_size: height and width in pixels; None is the size's own.
-        stride: in pixels; None is the patch size.
+    See `find_weights` and `fit_clip` for the arguments and errors.
+    """
+    return fit_clip(find_weights(model_name, tag_or_path), model_name, image_size=image_size, stride=stride)
+
+
+def find_weights(model_name: str | None, tag_or_path: str | Path) -> Weights:
+    """The weights of a tag of open_clip's registry, or of a local file: see `read_weights`.
 
     Raises:
-        UsageError: the model or the tag is unknown. InputError: the weights cannot be had, read, or do not fit.
+        UsageError: the model or the tag is unknown. InputError: the weights cannot be had or read.
     """
-    named = None if model_name is None else named_size(model_name)
-    if _is_tag(tag_or_path):
-        if model_name is None:
-            raise UsageError(f"The tag {tag_or_path} needs the name of a model", remedy=f"Choices: {', '.join(SIZES)}.")
-        quick_gelu = registry_entry(model_name, str(tag_or_path)).get("quick_gelu", False)
-        weights = read_weights(find_pretrained(model_name, str(tag_or_path)))
+    if not is_tag(tag_or_path):
+        return read_weights(tag_or_path)
+    if model_name is None:
+        raise UsageError(f"The tag {tag_or_path} needs the name of a model", remedy=f"Choices: {', '.join(SIZES)}.")
+    named_size(model_name)
+    quick_gelu = registry_entry(model_name, str(tag_or_path)).get("quick_gelu", False)
+    return replace(read_weights(find_pretrained(model_name, str(tag_or_path))), quick_gelu=quick_gelu)
+
+
+def fit_clip(
+    weights: Weights,
+    model_name: str | None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    stride: int | None = None,
+) -> Clip:
+    """A CLIP with these weights, its position embedding resized to the input.
+
+    Args:
+        model_name: a name of `SIZES`; `-quickgelu` may be added to say that a state dict wants QuickGELU (as open_clip
+            names such models). None reads the sizes off the tensors.
+        image_size: height and width in pixels; None is the checkpoint's own for IRRA and SEN, else the size's own.
+        stride: in pixels; None is the patch size, or with the checkpoint's own input its own.
+
+    Raises:
+        UsageError: the model is unknown. InputError: the weights are of another size, or incomplete.
+    """
+    told = config = sizes_of(weights)
+    if model_name is not None:
+        check_size(model_name, told, weights.path)
+        config = named_size(model_name)
+    if weights.method and image_size is None:
+        config = config.with_input(told.image_size, stride or told.stride)
     else:
-        weights = read_weights(tag_or_path)
-        quick_gelu = weights.is_openai
-    config = replace(
-        (named or sizes_of(weights)).with_input(image_size, stride),
-        quick_gelu=quick_gelu or (model_name or "").endswith(QUICK_GELU_SUFFIX),
-    )
-    return build_clip(config, weights)
+        config = config.with_input(image_size, stride or config.patch_size)
+    quick_gelu = weights.quick_gelu or (model_name or "").endswith(QUICK_GELU_SUFFIX)
+    return build_clip(replace(config, quick_gelu=quick_gelu), weights)
+
+
+def _core(sizes: ClipConfig) -> ClipConfig:
+    """The sizes that a checkpoint's tensors fix: without the input, the GELU and the number of attention heads."""
+    patch = sizes.patch_size
+    return replace(sizes, image_size=(patch, patch), stride=patch, quick_gelu=True, vision_heads=1, text_heads=1)
+
+
+def size_name(sizes: ClipConfig) -> str | None:
+    """The name of these sizes in `SIZES`, whatever the input and the GELU; None where they have none."""
+    return next((name for name, known in SIZES.items() if _core(known) == _core(sizes)), None)
+
+
+def check_size(model_name: str, sizes: ClipConfig, path: Path) -> None:
+    """Refuse a checkpoint of other sizes than those that a name of `SIZES` asks for; the input may differ.
+
+    Raises:
+        UsageError: there is no such name. InputError: names both.
+    """
+    if _core(named_size(model_name)) != _core(sizes):
+        raise InputError(
+            f"The checkpoint holds {size_name(sizes) or 'a size without a name'}, not {model_name}",
+            where=path,
+            remedy="Name the size that it holds (--model), or give other weights.",
+        )
+
+
+def refit_clip(clip: Clip, image_size: tuple[int, int], stride: int | None) -> Clip:
+    """The same weights for another input, in pixels; the position embedding is resized. Stride None: the patch size."""
+    config = clip.config.with_input(image_size, stride or clip.config.patch_size)
+    if config == clip.config:
+        return clip
+    tensors = clip.state_dict()
+    tensors[POSITIONS] = resize_positions(tensors[POSITIONS], clip.config.grid, config.grid)
+    resized = _empty_clip(config)
+    resized.load_state_dict(tensors, assign=True)
+    return resized
 
 
 def read_weights(path: str | Path) -> Weights:
     """The tensors of a TorchScript archive, a state dict (also wrapped, also prefixed) or a safetensors file.
+
+    Of a checkpoint of IRRA or SEN the towers alone: `base_model.*`.
 
     Raises:
         InputError: the file is missing, damaged, holds no state dict, or would run code on loading.
@@ -100,14 +174,21 @@ def read_weights(path: str | Path) -> Weights:
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         raise (refusal(refused[1], path) if refused else _damaged(path, error)) from error
     tensors = _tidy(_unwrap(loaded, path))
-    return Weights(tensors, path, is_openai=is_archive or tensors.keys() >= OPENAI_FIGURES)
+    towers = {name.removeprefix(TOWERS): tensor for name, tensor in tensors.items() if name.startswith(TOWERS)}
+    if towers:
+        method = next(method for head, method in RETRIEVAL_HEADS if any(name.startswith(head) for name in tensors))
+        return Weights(towers, path, quick_gelu=True, method=method)
+    return Weights(tensors, path, quick_gelu=is_archive or tensors.keys() >= OPENAI_FIGURES)
 
 
 def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: int | None = None) -> ClipConfig:
-    """The sizes that the tensors' shapes tell, for the square image of pretraining; a head is 64 wide unless told.
+    """The sizes that the tensors' shapes tell; an attention head is 64 wide unless told.
+
+    The input is what explains the number of positions: the square image of pretraining, or one of `RETRIEVAL_INPUTS`;
+    where nothing does, a single patch.
 
     Raises:
-        InputError: a tensor that tells a size is missing.
+        InputError: a tensor that tells a size is missing, or IRRA's or SEN's input cannot be told.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     telling = (
@@ -122,10 +203,9 @@ def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: i
     _refuse_misfits(weights.path, missing=[name for name in telling if name not in shapes], unexpected=[])
     vision_width, _, _, patch = shapes["visual.conv1.weight"]
     text_width, embed_dim = shapes["text_projection"]
-    side = math.isqrt(shapes[POSITIONS][0] - 1) * patch
-    return ClipConfig(
+    sizes = ClipConfig(
         embed_dim=embed_dim,
-        image_size=(side, side),
+        image_size=(patch, patch),
         patch_size=patch,
         stride=patch,
         vision_width=vision_width,
@@ -136,8 +216,18 @@ def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: i
         text_heads=text_heads or max(1, text_width // HEAD_WIDTH),
         context_length=shapes["positional_embedding"][0],
         vocab_size=shapes["token_embedding.weight"][0],
-        quick_gelu=weights.is_openai,
+        quick_gelu=weights.quick_gelu,
     )
+    patches = shapes[POSITIONS][0] - 1
+    found = _input_of(sizes, patches)
+    if found is None and weights.method:
+        inputs = ", ".join(f"{height} x {width}" for height, width in RETRIEVAL_INPUTS)
+        raise InputError(
+            f"The checkpoint is made for {patches} patches of {patch} pixels: no image of {inputs} or a square has so many",
+            where=weights.path,
+            remedy="Give a checkpoint that was trained on such images.",
+        )
+    return found or sizes
 
 
 def build_clip(config: ClipConfig, weights: Weights) -> Clip:
@@ -146,15 +236,19 @@ def build_clip(config: ClipConfig, weights: Weights) -> Clip:
     Raises:
         InputError: names a tensor that is missing, unexpected or of another shape.
     """
-    with torch.device("meta"):
-        clip = Clip(config)
-    expected = clip.state_dict()
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in IGNORED}
     if POSITIONS in tensors:
         tensors[POSITIONS] = _fit_positions(tensors[POSITIONS], config)
-    check_fit(expected, tensors, weights.path)
+    clip = _empty_clip(config)
+    check_fit(clip.state_dict(), tensors, weights.path)
     clip.load_state_dict(tensors, assign=True)
     return clip
+
+
+def _empty_clip(config: ClipConfig) -> Clip:
+    """A CLIP whose weights are still to be assigned."""
+    with torch.device("meta"):
+        return Clip(config)
 
 
 def resize_positions(positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
@@ -170,17 +264,30 @@ def resize_positions(positions: Tensor, source: tuple[int, int], target: tuple[i
 
 
 def _fit_positions(positions: Tensor, config: ClipConfig) -> Tensor:
-    """The positions at the model's grid; as they are when no square grid explains their number."""
-    n_patches = len(positions) - 1
-    side = math.isqrt(max(n_patches, 0))
-    if positions.ndim != 2 or n_patches < 1 or side * side != n_patches:
+    """The positions at the model's grid; as they are when no known grid explains their number."""
+    source = _input_of(config, len(positions) - 1)
+    if positions.ndim != 2 or source is None:
         return positions
-    return resize_positions(positions, (side, side), config.grid)
+    return resize_positions(positions, source.grid, config.grid)
 
 
-def _is_tag(tag_or_path: str | Path) -> bool:
+def _input_of(sizes: ClipConfig, patches: int) -> ClipConfig | None:
+    """The sizes at the input that so many patches come from: a square image, or else one of `RETRIEVAL_INPUTS`.
+
+    Of several strides that explain the number, the largest.
+    """
+    patch, side = sizes.patch_size, math.isqrt(max(patches, 0))
+    if side and side * side == patches:
+        return sizes.with_input((side * patch, side * patch), patch)
+    strides = range(patch, 0, -1)
+    inputs = (sizes.with_input(size, stride) for stride in strides for size in RETRIEVAL_INPUTS if min(size) >= patch)
+    return next((one for one in inputs if math.prod(one.grid) == patches), None)
+
+
+def is_tag(tag_or_path: str | Path) -> bool:
+    """Whether it can only be a tag of open_clip's registry, not a path."""
     path = Path(tag_or_path)
-    return not (path.is_file() or path.suffix or len(path.parts) > 1)
+    return not (path.exists() or path.suffix or len(path.parts) > 1)
 
 
 def _count_blocks(names: Iterable[str], prefix: str) -> int:
