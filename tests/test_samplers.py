@@ -22,9 +22,11 @@ def test_random_batches_use_each_caption_at_most_once_and_drop_only_the_rest():
     assert len(np.unique(used)) == len(used) == len(PIDS) // 16 * 16
 
 
-@pytest.mark.parametrize("sampler", ["random", "identity"])
+@pytest.mark.parametrize("sampler", ["random", "identity", "pairs"])
 def test_batches_depend_on_seed_and_epoch_alone(sampler):
-    first, again, later, other = (np.stack(draw(sampler=sampler, **at)) for at in ({}, {}, {"epoch": 1}, {"seed": 1}))
+    first, again, later, other = (
+        np.concatenate(draw(sampler=sampler, **at)) for at in ({}, {}, {"epoch": 1}, {"seed": 1})
+    )
     assert (first == again).all()
     assert not np.array_equal(first, later)
     assert not np.array_equal(first, other)
@@ -58,3 +60,57 @@ def test_too_large_a_batch_says_what_fits():
 def test_identity_batches_must_divide():
     with pytest.raises(UsageError, match="multiple of 3"):
         draw(sampler="identity", per_identity=3)
+
+
+@pytest.mark.parametrize("sampler", ["random", "identity", "pairs"])
+def test_every_epoch_has_as_many_batches(sampler):
+    assert len({len(draw(sampler=sampler, epoch=epoch)) for epoch in range(20)}) == 1
+
+
+@pytest.mark.parametrize("epoch", range(5))
+def test_pairs_hold_half_as_many_identities_with_one_or_two_captions_each(epoch):
+    batches = draw(sampler="pairs", epoch=epoch)
+    for batch in batches:
+        pids, counts = np.unique(PIDS[batch], return_counts=True)
+        assert len(pids) == 8
+        assert set(counts) <= {1, 2}
+        assert 8 <= len(batch) <= 16
+    used = np.concatenate(batches)
+    assert len(np.unique(used)) == len(used) > 0.9 * len(PIDS)
+
+
+def test_pairs_draw_ones_and_twos_about_equally_often_and_identities_evenly():
+    batches = [batch for epoch in range(40) for batch in draw(sampler="pairs", epoch=epoch)]
+    counts = np.concatenate([np.unique(PIDS[batch], return_counts=True)[1] for batch in batches])
+    assert np.mean(counts == 2) == pytest.approx(0.5, abs=0.05)
+    uses = np.bincount(np.concatenate(batches), minlength=len(PIDS)) / 40
+    assert uses.min() > 0.75
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "steps"),
+    [
+        ([6, 1, 1, 1], 4, 3),  # the large identity has four groups, the small ones can fill up but three batches
+        ([50, 3, 3, 3], 8, 2),
+        ([1] * 10, 4, 5),
+        ([2] * 4, 8, 1),
+    ],
+)
+def test_pairs_fill_as_many_batches_as_there_can_be(sizes, batch_size, steps):
+    pids = np.repeat(np.arange(len(sizes)), sizes)
+    for epoch in range(10):
+        batches = epoch_batches(
+            np.ones(len(pids)), pids, batch_size=batch_size, config=SamplingConfig(sampler="pairs"), seed=0, epoch=epoch
+        )
+        assert [len(np.unique(pids[batch])) for batch in batches] == [batch_size // 2] * steps
+
+
+def test_pairs_must_halve():
+    with pytest.raises(UsageError, match=r"cannot be halved[\s\S]*Choose 14 or 16"):
+        draw(sampler="pairs", batch_size=15)
+
+
+def test_pairs_want_as_many_identities_as_half_a_batch():
+    assert draw(sampler="pairs", batch_size=60)
+    with pytest.raises(UsageError, match=r"30 identities[\s\S]*at most 60"):
+        draw(sampler="pairs", batch_size=62)

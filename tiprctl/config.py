@@ -68,11 +68,12 @@ class AugmentConfig:
 
 @frozen
 class CaptionConfig:
-    """Random changes to the training captions.
+    """Random changes to the training captions, drawn anew each time.
 
     `prune`: probability that a caption gives way to its pruned form, its nouns, adjectives and pronouns (SEN).
     `mask_content`, `mask_other`: probability that a token of a noun or adjective, and that any other token, is masked
     for every loss, as the published code of IRRA and SEN does and their papers do not say (docs/choices.md).
+    To prune, and to mask the two unequally, takes the file that `tiprctl augment` makes.
     """
 
     prune: Fraction = 0.0
@@ -84,12 +85,13 @@ class CaptionConfig:
 class SamplingConfig:
     """How captions are put into batches.
 
-    `random`: captions in random order. `identity`: batches of whole groups of `per_identity` captions of one identity.
-    `bucket` batches at a time are sorted by caption length, so that a batch holds captions of like length and its text
-    pass is short; 1 switches that off.
+    `random`: captions in random order; `bucket` batches at a time are sorted by caption length, so that a batch holds
+    captions of like length and its text pass is short; 1 switches that off. `identity`: batches of whole groups of
+    `per_identity` captions of one identity. `pairs`: batches of half as many identities as `batch_size`, each with one
+    or two of its captions (SEN's `idrannum`), so of three quarters of `batch_size` captions on average.
     """
 
-    sampler: Literal["random", "identity"] = "random"
+    sampler: Literal["random", "identity", "pairs"] = "random"
     per_identity: Count = 4
     bucket: Count = 8
 

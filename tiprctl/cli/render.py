@@ -126,6 +126,6 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
         def advance(n: int = 1) -> None:
             bar.advance(task, n)
             speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:,.0f} {unit}/s" if speed else "")
+            bar.update(task, rate=f"{speed:,.{0 if speed >= 10 else 1}f} {unit}/s" if speed else "")
 
         yield advance

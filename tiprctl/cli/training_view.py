@@ -26,15 +26,14 @@ class TrainingView(Listener):
         render.warning(text)
 
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
-        size = config.batch_size
-        self.advance = self.stack.enter_context(render.progress("Training", steps * size, "pairs", done * size))
+        self.advance = self.stack.enter_context(render.progress("Training", steps, "steps", done))
         self.board = self.stack.enter_context(_board(folder)) if find_spec("tensorboard") else None
         self.epochs = epochs
         self.objectives = [objective.name for objective in config.objectives]
         self.header_shown = False
 
     def on_step(self, samples: int) -> None:
-        self.advance(samples)
+        self.advance()
 
     def on_epoch(self, record: EpochRecord) -> None:
         figures = _figures(record)

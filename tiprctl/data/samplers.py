@@ -13,27 +13,28 @@ Batches = list[np.ndarray]
 def epoch_batches(
     lengths: np.ndarray, pids: np.ndarray, *, batch_size: int, config: SamplingConfig, seed: int, epoch: int
 ) -> Batches:
-    """The batches of an epoch, each an index array `(batch_size,)` into the captions; what is left over is dropped.
+    """The batches of an epoch, as index arrays into the captions; every epoch has as many.
 
+    A batch holds `batch_size` captions, with `pairs` between half as many and as many. What is left over is dropped.
     `lengths` are the captions' token counts, `pids` their identities, both `(captions,)`.
 
     Raises:
-        UsageError: there are fewer captions than one batch needs.
+        UsageError: a batch cannot be made of these captions; says which batch size can.
     """
-    if len(lengths) < batch_size:
-        raise UsageError(
-            f"The training split has {len(lengths)} captions, fewer than one batch of {batch_size}",
-            where="--batch-size",
-            remedy=f"Choose a batch size of at most {len(lengths)}.",
-        )
     generator = np.random.default_rng((seed, epoch))
-    if config.sampler == "identity":
-        return _identity_batches(pids, batch_size, config.per_identity, generator)
-    return _random_batches(lengths, batch_size, config.bucket, generator)
+    match config.sampler:
+        case "random":
+            return _random_batches(lengths, batch_size, config.bucket, generator)
+        case "identity":
+            return _identity_batches(pids, batch_size, config.per_identity, generator)
+        case "pairs":
+            return _pair_batches(pids, batch_size, generator)
 
 
 def _random_batches(lengths: np.ndarray, batch_size: int, bucket: int, generator: np.random.Generator) -> Batches:
     """Captions in random order; within `bucket` batches sorted by length, the batches shuffled again."""
+    if len(lengths) < batch_size:
+        raise _too_large(f"{len(lengths)} captions, fewer than one batch of {batch_size}", len(lengths))
     count = len(lengths) // batch_size
     order = generator.permutation(len(lengths))[: count * batch_size]
     span = bucket * batch_size
@@ -54,19 +55,71 @@ def _identity_batches(pids: np.ndarray, batch_size: int, per_identity: int, gene
             where="--batch-size",
             remedy=f"Choose a multiple of {per_identity}.",
         )
-    order = generator.permutation(len(pids))
-    members = [group for group in np.split(order[np.argsort(pids[order], kind="stable")], _starts(pids))]
-    groups = [group for member in members for group in _groups_of(member, per_identity, generator)]
+    groups = [
+        group for member in _shuffled_members(pids, generator) for group in _groups_of(member, per_identity, generator)
+    ]
     shuffled = [groups[i] for i in generator.permutation(len(groups))]
     per_batch = batch_size // per_identity
     count = len(shuffled) // per_batch
     if count == 0:
-        raise UsageError(
-            f"The training split gives {len(groups)} groups of {per_identity} captions, fewer than a batch of {batch_size}",
-            where="--batch-size",
-            remedy=f"Choose a batch size of at most {len(groups) * per_identity}.",
-        )
+        what = f"{len(groups)} groups of {per_identity} captions, fewer than one batch of {batch_size}"
+        raise _too_large(what, len(groups) * per_identity)
     return [np.concatenate(shuffled[i * per_batch : (i + 1) * per_batch]) for i in range(count)]
+
+
+def _pair_batches(pids: np.ndarray, batch_size: int, generator: np.random.Generator) -> Batches:
+    """Batches of B/2 identities with one or two captions each, none of them twice in an epoch (SEN's `idrannum`).
+
+    Of the groups of an identity as many are of one caption as of two, as nearly as its captions allow, so that every
+    epoch has as many steps. A batch draws its identities with odds in proportion to the groups they have left; an
+    identity that has one left for every batch to come is taken, which is what lets all batches be filled.
+    """
+    if batch_size % 2:
+        remedy = f"Choose {batch_size - 1} or {batch_size + 1}."
+        raise UsageError(f"A batch of {batch_size} cannot be halved", where="--batch-size", remedy=remedy)
+    identities = batch_size // 2
+    groups = [_ones_and_twos(member, generator) for member in _shuffled_members(pids, generator)]
+    if len(groups) < identities:
+        raise _too_large(f"{len(groups)} identities, fewer than the {identities} of one batch", 2 * len(groups))
+    left = np.array([len(group) for group in groups])
+    count = _batches_of_distinct(left, identities)
+    left = _without_surplus(np.minimum(left, count), count * identities, generator)
+    batches = []
+    for to_come in range(count, 0, -1):
+        # The least of such keys are a draw without return, with odds in proportion to `left` (Efraimidis, Spirakis).
+        with np.errstate(divide="ignore"):
+            keys = np.where(left == to_come, 0.0, generator.exponential(size=len(left)) / left)
+        chosen = np.argpartition(keys, identities - 1)[:identities]
+        left[chosen] -= 1
+        batches.append(np.concatenate([groups[identity].pop() for identity in chosen]))
+    return batches
+
+
+def _ones_and_twos(members: np.ndarray, generator: np.random.Generator) -> Batches:
+    """An identity's captions in groups of one and two, in random order; of 3n captions 2n groups."""
+    groups = (2 * len(members) + 1) // 3
+    sizes = generator.permutation(np.repeat([2, 1], [len(members) - groups, 2 * groups - len(members)]))
+    return np.split(members, np.cumsum(sizes)[:-1])
+
+
+def _batches_of_distinct(left: np.ndarray, identities: int) -> int:
+    """How many batches of so many distinct identities there can be where each identity has `left` groups."""
+    count = int(left.sum()) // identities
+    while np.minimum(left, count).sum() < count * identities:
+        count -= 1
+    return count
+
+
+def _without_surplus(left: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
+    """`left` without some of its groups, drawn at random, so that `total` remain."""
+    owners = generator.permutation(np.repeat(np.arange(len(left)), left))
+    return np.bincount(owners[:total], minlength=len(left))
+
+
+def _shuffled_members(pids: np.ndarray, generator: np.random.Generator) -> Batches:
+    """The captions of each identity in random order."""
+    order = generator.permutation(len(pids))
+    return np.split(order[np.argsort(pids[order], kind="stable")], _starts(pids))
 
 
 def _starts(pids: np.ndarray) -> np.ndarray:
@@ -78,3 +131,9 @@ def _groups_of(members: np.ndarray, size: int, generator: np.random.Generator) -
     if len(members) < size:
         return [np.concatenate([members, generator.choice(members, size - len(members))])]
     return list(members[: len(members) // size * size].reshape(-1, size))
+
+
+def _too_large(what: str, most: int) -> UsageError:
+    return UsageError(
+        f"The training split has {what}", where="--batch-size", remedy=f"Choose a batch size of at most {most}."
+    )
