@@ -52,7 +52,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without start and end token and of any length."""
-        return [token for word in WORDS.findall(_clean(text)) for token in self._encode_word(word)]
+        return [token for _, tokens in self.pieces(text) for token in tokens]
+
+    def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
+        """The token ids of `text` word by word, each with the place in `clean(text)` where the word starts."""
+        for word in WORDS.finditer(clean(text)):
+            yield word.start(), self._encode_word(word.group())
 
     def __call__(self, texts: Sequence[str] | str, *, length: int | None = None) -> np.ndarray:
         """Token ids `(B, L)`, int64: start token, text, end token, then zeros.
@@ -123,8 +128,8 @@ def _unusable_merges(what: str, path: Path | None) -> InputError:
     return InputError(what, where=path, remedy="Install it: pip install --force-reinstall open-clip-torch")
 
 
-def _clean(text: str) -> str:
-    """Repaired Unicode, HTML entities resolved (twice, as OpenAI does), lower case.
+def clean(text: str) -> str:
+    """What the tokenizer reads: repaired Unicode, HTML entities resolved (twice, as OpenAI does), lower case.
 
     OpenAI also collapses white space, which changes nothing: no word of `WORDS` holds any.
     """

@@ -7,13 +7,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
@@ -29,9 +25,9 @@ from tiprctl.data.synth_pedes import (
 from tiprctl.data.synth_pedes.camera import photograph, sample_shots
 from tiprctl.data.synth_pedes.people import Person, families, unique_people
 from tiprctl.data.synth_pedes.wording import HARD, USUAL, Manner, describe
-from tiprctl.errors import InputError, TiprError, UsageError
+from tiprctl.errors import InputError, UsageError
 from tiprctl.files import write_text
-from tiprctl.interrupt import ignore_interrupt
+from tiprctl.processes import process_map
 
 _PREFIX = ".rendering-"
 
@@ -81,7 +77,7 @@ def generate(
         )
     root = Path(root)
     try:
-        with _empty_folder(root) as folder, _processes(workers) as over_all:
+        with _empty_folder(root) as folder, process_map(workers, chunk=_CHUNK) as over_all:
             jobs = _jobs(drawing, folder / IMAGES)
             records, people, images = [], {}, {}
             for job, (rendered, told) in zip(jobs, over_all(_render, jobs), strict=True):
@@ -131,25 +127,6 @@ def _whole_groups(groups: Iterator[list[Person]], size: int) -> list[Person]:
     while len(people) < size:
         people += next(groups)
     return people[:size]
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[Callable]:
-    """A `map` over so many processes; when the block ends, none of them writes any more."""
-    if workers == 1:
-        yield map
-        return
-    # Fresh processes, since forking a process that runs threads (torch has them) may hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupt) as pool:
-        try:
-            yield partial(pool.map, chunksize=_CHUNK)
-        except BrokenProcessPool as error:
-            raise TiprError(
-                "A process that draws was ended from outside, perhaps for want of memory",
-                remedy="Free some memory, or draw with fewer processes: --workers 1.",
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _render(job: _Job) -> tuple[list[dict], dict[str, dict]]:
