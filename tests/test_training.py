@@ -320,7 +320,7 @@ def test_making_a_trainer_leaves_the_global_random_state(cuhk_manifest, tmp_path
 
 
 def test_batches_are_cut_to_their_longest_caption(cuhk_manifest):
-    batches = TrainingBatches(cuhk_manifest.split("train"), tiny.recipe(), default_tokenizer())
+    batches = TrainingBatches(cuhk_manifest, tiny.recipe(), default_tokenizer())
     for batch in batches.epoch(0, skip=0, device=torch.device("cpu")):
         ends = batch.token_ids.argmax(dim=1)
         assert ends.max() + 1 == batch.token_ids.shape[1]
@@ -328,7 +328,7 @@ def test_batches_are_cut_to_their_longest_caption(cuhk_manifest):
 
 
 def test_images_from_disk_and_from_memory_are_the_same(cuhk_manifest):
-    batches = TrainingBatches(cuhk_manifest.split("train"), tiny.recipe(), default_tokenizer())
+    batches = TrainingBatches(cuhk_manifest, tiny.recipe(), default_tokenizer())
     from_disk = [batch.pixels for batch in batches.epoch(0, skip=0, device=torch.device("cpu"))]
     batches.images.keep_if_small()
     from_memory = [batch.pixels for batch in batches.epoch(0, skip=0, device=torch.device("cpu"))]

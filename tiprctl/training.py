@@ -93,7 +93,7 @@ class Trainer:
         self.selected_on = selection_split(config, manifest)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
-        self.batches = TrainingBatches(manifest.split("train"), config, default_tokenizer(), workers=workers)
+        self.batches = TrainingBatches(manifest, config, default_tokenizer(), workers=workers)
         self.steps = max(1, round(config.epochs * self.batches.steps))
         self.epochs = math.ceil(self.steps / self.batches.steps)
         self.composition = self._compose()

@@ -1,4 +1,4 @@
-"""Training batches: captions tokenised once, images decoded once where memory allows, augmented a batch at a time."""
+"""Training batches: captions tokenised once, images decoded once where memory allows, changed a batch at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tiprctl.config import TrainConfig
+from tiprctl.data.captions import TrainingCaptions
 from tiprctl.data.decoding import DecodedImages
-from tiprctl.data.manifest import Split
+from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import epoch_batches
 from tiprctl.data.transforms import augment
 from tiprctl.tokenizer import Tokenizer
@@ -33,22 +34,22 @@ class Batch:
 
 
 class TrainingBatches:
-    """The batches of a training split, the same for the same seed, epoch and step whatever happened before.
+    """The batches of a data set's training split, the same for the same seed, epoch and step whatever happened before.
 
-    `steps` is how many an epoch has.
+    `steps` is how many an epoch has, each epoch as many.
 
     Raises:
-        UsageError: the split has fewer captions than a batch.
+        UsageError: the split has fewer captions than a batch, or cannot be divided as the sampler divides it.
+        InputError: the pruned captions that `config` needs are missing, damaged, or made from another manifest.
     """
 
-    def __init__(self, split: Split, config: TrainConfig, tokenizer: Tokenizer, *, workers: int | None = None):
+    def __init__(self, manifest: Manifest, config: TrainConfig, tokenizer: Tokenizer, *, workers: int | None = None):
+        split = manifest.split("train")
         self.config = config
         self.images = DecodedImages(split.image_paths, config.model.image_size, workers=workers)
         self.caption_images = split.caption_images
         self.pids = _labels(split.caption_pids)
-        token_ids = tokenizer(split.captions)
-        self.lengths = token_ids.argmax(axis=1) + 1
-        self.token_ids = torch.from_numpy(token_ids)
+        self.captions = TrainingCaptions(manifest, config.captions, tokenizer)
         self.steps = len(self._indices(epoch=0))
 
     @property
@@ -61,18 +62,19 @@ class TrainingBatches:
         batches = self._indices(epoch)[skip:]
         images = self.images.batches([self.caption_images[indices] for indices in batches])
         for step, (indices, pixels) in enumerate(zip(batches, images), start=skip):
-            generator = step_generator(config.seed, epoch, step, purpose=0)
-            longest = int(self.lengths[indices].max())
+            of_images, of_captions = (step_generator(config.seed, epoch, step, purpose=purpose) for purpose in (0, 2))
+            token_ids, labels = self.captions.draw(indices, of_captions)
             yield Batch(
-                pixels=augment(pixels.to(device, non_blocking=True), config.augment, generator),
-                token_ids=self.token_ids[indices, :longest].to(device, non_blocking=True),
+                pixels=augment(pixels.to(device, non_blocking=True), config.augment, of_images),
+                token_ids=token_ids.to(device, non_blocking=True),
                 pids=torch.from_numpy(self.pids[indices]).to(device, non_blocking=True),
+                token_labels=None if labels is None else labels.to(device, non_blocking=True),
             )
 
     def _indices(self, epoch: int) -> list[np.ndarray]:
         config = self.config
         return epoch_batches(
-            self.lengths,
+            self.captions.lengths,
             self.pids,
             batch_size=config.batch_size,
             config=config.sampling,
@@ -82,7 +84,10 @@ class TrainingBatches:
 
 
 def step_generator(seed: int, epoch: int, step: int, *, purpose: int) -> torch.Generator:
-    """A generator of its own for each step and purpose, so that resuming needs no saved random state."""
+    """A generator of its own for each step and purpose, so that resuming needs no saved random state.
+
+    Purposes: 0 the images' augmentation, 1 the objectives, 2 the captions' form and masks.
+    """
     state = np.random.SeedSequence((seed, epoch, step, purpose)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 

@@ -1,0 +1,92 @@
+"""What a training batch reads: of each caption the whole or the pruned form, with or without masked tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from tiprctl.config import CaptionConfig
+from tiprctl.data.manifest import Manifest
+from tiprctl.data.pruning import read_pruned
+from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
+from tiprctl.token_masking import mask_tokens
+from tiprctl.tokenizer import Tokenizer, clean
+
+
+class TrainingCaptions:
+    """The training captions of a data set, tokenised once in each form that `config` may choose.
+
+    `lengths` (captions,) are the token counts of the whole captions. The pruned file is read only where it is needed:
+    to prune, and to mask nouns and adjectives otherwise than the rest.
+
+    Raises:
+        InputError: the pruned file is needed and missing, damaged, or made from another manifest.
+    """
+
+    def __init__(self, manifest: Manifest, config: CaptionConfig, tokenizer: Tokenizer):
+        self.config = config
+        self.vocab_size = tokenizer.vocab_size
+        forms = [manifest.split("train").captions]
+        by_class = config.mask_content != config.mask_other
+        pruned = read_pruned(manifest) if config.prune or by_class else None
+        if config.prune:
+            forms.append(pruned.pruned)
+        token_ids = tokenizer([caption for form in forms for caption in form])
+        self.token_ids = torch.from_numpy(token_ids).unflatten(0, (len(forms), -1))
+        self.ends = self.token_ids.argmax(dim=2) + 1
+        self.content = None
+        if by_class:
+            classes = [pruned.classes, [kept_classes(each) for each in pruned.classes]]
+            flags = [flag_content(*each, tokenizer) for form in zip(forms, classes) for each in zip(*form, strict=True)]
+            self.content = torch.from_numpy(_rows(flags, token_ids.shape[1])).view_as(self.token_ids)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.ends[0].numpy()
+
+    def draw(self, captions: np.ndarray, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """Token ids `(B, L)` of the captions with these numbers, cut to the longest, and their labels.
+
+        Each caption is drawn in its pruned form with the probability `prune`. The labels `(B, L)` are the original ids
+        where a token is masked, elsewhere 0; None where no caption ever is.
+        """
+        config = self.config
+        form = (torch.rand(len(captions), generator=generator) < config.prune).long()
+        chosen = form, torch.from_numpy(captions)
+        longest = int(self.ends[chosen].max())
+        token_ids = self.token_ids[chosen][:, :longest]
+        if not (config.mask_content or config.mask_other):
+            return token_ids, None
+        probability: Tensor | float = config.mask_other
+        if self.content is not None:
+            probability = torch.where(self.content[chosen][:, :longest], config.mask_content, config.mask_other)
+        return mask_tokens(token_ids, probability, vocab_size=self.vocab_size, generator=generator)
+
+
+def kept_classes(classes: str) -> str:
+    """The classes of a pruned caption's tokens: those of the tokens that stayed, or of all where none did."""
+    return classes.replace(OTHER, "") or classes
+
+
+def flag_content(caption: str, classes: str, tokenizer: Tokenizer) -> np.ndarray:
+    """For each of `tokenizer.encode(caption)` whether it belongs to a noun or adjective, bool `(tokens,)`.
+
+    `classes` are those of the caption's words and marks (`tagging.tokens_of`), which the tokenizer divides further:
+    the three pieces of "t-shirt" are all of one noun.
+    """
+    text = clean(caption)
+    content = np.zeros(len(text), dtype=bool)
+    for word, kind in zip(TOKEN.finditer(text), classes):
+        content[word.start() : word.end()] = kind in (NOUN, ADJECTIVE)
+    return np.array([content[start] for start, tokens in tokenizer.pieces(caption) for _ in tokens], dtype=bool)
+
+
+def _rows(flags: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """The flags as rows `(captions, width)` beside the start token, cut where the token ids are."""
+    rows = np.zeros((len(flags), width), dtype=bool)
+    for row, one in zip(rows, flags):
+        row[1 : 1 + len(one)] = one[: width - 1]
+    return rows
