@@ -140,10 +140,11 @@ def main() -> None:
 
 
 def _register() -> None:
-    from tiprctl.cli import demo, eval, prepare, query, train
+    from tiprctl.cli import augment, demo, eval, prepare, query, train
 
     for name, function in {
         "prepare": prepare.prepare,
+        "augment": augment.augment,
         "train": train.train,
         "eval": eval.evaluate,
         "query": query.query,

@@ -1,0 +1,118 @@
+"""`tiprctl augment`: its table, its JSON, its taking up again, and what it says of bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tiprctl.cli import augment
+from tiprctl.cli.app import app
+from tiprctl.data.pruning import FILE_NAME, PARTIAL_NAME, read_pruned
+from tiprctl.data.tagging import TAGGERS
+
+
+@pytest.fixture
+def root(cuhk_manifest, monkeypatch):
+    monkeypatch.chdir(cuhk_manifest.root.parent)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return cuhk_manifest.root
+
+
+def run(*arguments: object, exit_code: int = 0):
+    result = CliRunner().invoke(app, ["augment", *map(str, arguments), "--workers", "1"])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_captions_are_shown_before_and_after_with_the_totals(root, cuhk_manifest):
+    result = run("CUHK-PEDES", "--preview", 3)
+    assert result.stdout.count("A person in a green coat, view 0.") == 1
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    pruned = read_pruned(cuhk_manifest).pruned
+    assert rows[0] == ["A person in a green coat, view 0.", "person green coat view"]
+    assert len(rows) == 4
+    before = sum(len(caption.split()) for caption in cuhk_manifest.split("train").captions)
+    after = sum(len(caption.split()) for caption in pruned)
+    assert rows[-1] == ["16", f"{after / before:.1%}", "0"]
+    assert f"Wrote CUHK-PEDES/{FILE_NAME}, made with hanta {TAGGERS['hanta'].version}" in result.stderr
+
+
+def test_json_is_one_document(root, cuhk_manifest):
+    document = json.loads(run("--root", root, "--json", "--preview", 2).stdout)
+    assert (document["captions"], document["tagged_now"], document["left_whole"]) == (16, 16, 0)
+    assert 0.3 < document["words_kept"] < 0.7
+    assert document["file"] == str(root / FILE_NAME)
+    assert (document["tagger"], document["version"]) == ("hanta", TAGGERS["hanta"].version)
+    captions = cuhk_manifest.split("train").captions
+    assert [example["caption"] for example in document["examples"]] == [captions[0], captions[8]]
+
+
+@pytest.mark.parametrize(("preview", "shown"), [(0, 0), (5, 5), (99, 16)])
+def test_so_many_captions_are_shown(root, preview, shown):
+    assert len(json.loads(run("--root", root, "--json", "--preview", preview).stdout)["examples"]) == shown
+
+
+def test_a_second_run_says_that_all_is_done(root):
+    run("--root", root)
+    again = run("--root", root)
+    assert "There already is" in again.stderr
+    assert json.loads(run("--root", root, "--json").stdout)["tagged_now"] == 0
+
+
+def test_another_tagger_is_taken_when_asked(root):
+    pytest.importorskip("textblob")
+    run("--root", root)
+    assert json.loads(run("--root", root, "--tagger", "textblob", "--json").stdout)["tagger"] == "textblob"
+
+
+def test_ctrl_c_saves_and_the_next_run_goes_on(root):
+    script = (
+        "import os, signal, sys; from tiprctl.data import pruning; from tiprctl.cli.app import app\n"
+        "count, prune = [], pruning.prune\n"
+        "def pressing(*each):\n"
+        "    count.append(1)\n"
+        "    if len(count) == 5: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return prune(*each)\n"
+        "pruning.prune = pressing\n"
+        "app(['augment', '--root', sys.argv[1], '--workers', '1'])"
+    )
+    stopped = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130
+    assert "the same command goes on from there" in stopped.stderr
+    assert (root / PARTIAL_NAME).is_file()
+    resumed = run("--root", root)
+    assert "Going on after 5 captions" in resumed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--tagger", "hantha"], 2, "hanta"),
+        (["--preview", "-1"], 2, "--preview"),
+        (["icfg-pedes"], 3, "tiprctl prepare icfg-pedes"),
+        (["cuhk-pedess"], 2, "Did you mean cuhk-pedes?"),
+    ],
+)
+def test_bad_input_is_explained(root, arguments, code, said):
+    assert said in run(*arguments, "--root", root.parent, exit_code=code).stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(root, monkeypatch):
+    (root / FILE_NAME).mkdir()
+    monkeypatch.setattr("tiprctl.data.pruning.classify", lambda *_: pytest.fail("tagged before"))
+    assert FILE_NAME in run("--root", root, exit_code=3).stderr
+
+
+def test_training_without_the_file_says_how_to_make_it(root):
+    arguments = ["train", "--root", str(root), "--recipe", "synth", "--set", "captions.prune=0.2", "--batch-size", "4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    assert f"tiprctl augment {root}" in result.stderr
+    assert not any(Path("runs").glob("*"))
+
+
+def test_the_choices_are_the_taggers_there_are():
+    assert [choice.value for choice in augment.Tagger] == list(TAGGERS)

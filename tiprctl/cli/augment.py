@@ -1,0 +1,107 @@
+"""`tiprctl augment`: prune the training captions to their nouns, adjectives and pronouns."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiprctl.cli import render
+from tiprctl.cli.options import Json, Root
+from tiprctl.cores import cores
+
+if TYPE_CHECKING:
+    from tiprctl.data.manifest import Manifest
+    from tiprctl.data.pruning import PrunedCaptions
+
+
+class Tagger(StrEnum):
+    hanta = "hanta"
+    textblob = "textblob"
+
+
+def augment(
+    data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
+    preview: Annotated[int, typer.Option(min=0, help="How many captions to show before and after.")] = 5,
+    tagger: Annotated[
+        Tagger, typer.Option(help="What tells nouns from verbs; textblob is faster, weaker and an extra.")
+    ] = Tagger.hanta,
+    root: Root = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many processes tag at once.", show_default="the cores")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Prune each training caption to its nouns, adjectives and pronouns, once, for recipes that train on both forms.
+
+    \b
+    tiprctl augment cuhk-pedes --preview 5
+    tiprctl augment --tagger textblob --workers 4
+
+    Writes captions_pruned.parquet beside the manifest. Stopped with Ctrl-C, it goes on from there the next time.
+    """
+    from tiprctl.data.manifest import find_manifest
+    from tiprctl.data.pruning import prune_captions
+
+    manifest = find_manifest(data, root)
+    view = _View()
+    try:
+        done = prune_captions(manifest, tagger.value, workers=workers or cores(), progress=view.progress)
+    except KeyboardInterrupt:
+        render.warning("What was tagged is saved; the same command goes on from there.")
+        raise
+    captions = manifest.split("train").captions
+    document = {**_summary(manifest, captions, done), "tagged_now": view.tagged}
+    document["examples"] = _examples(captions, done.pruned, preview)
+    if json:
+        render.result_json(document)
+    else:
+        _print(document)
+
+
+class _View:
+    """Shows the tagging and remembers how much of it there was."""
+
+    tagged = 0
+
+    def progress(self, total: int, done: int) -> AbstractContextManager[Any]:
+        if done:
+            render.note(f"Going on after {done:,} captions that are tagged already.")
+        self.tagged = total - done
+        return render.progress("Tagging", total, "captions", done)
+
+
+def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> dict[str, Any]:
+    """Where the file is, what made it, and how much it keeps; words are what white space divides."""
+    from tiprctl.data.pruning import FILE_NAME
+
+    before, after = (sum(len(text.split()) for text in texts) for texts in (captions, done.pruned))
+    return {
+        "dataset": manifest.dataset,
+        "file": str(manifest.root / FILE_NAME),
+        "tagger": done.origin.tagger,
+        "version": done.origin.version,
+        "captions": len(captions),
+        "words_kept": after / before,
+        "left_whole": sum(whole == pruned for whole, pruned in zip(captions, done.pruned)),
+    }
+
+
+def _examples(captions: list[str], pruned: list[str], count: int) -> list[dict[str, str]]:
+    """So many captions, from all over the split, before and after."""
+    every = max(1, len(captions) // max(1, count))
+    pairs = list(zip(captions, pruned))[::every][:count]
+    return [{"caption": caption, "pruned": short} for caption, short in pairs]
+
+
+def _print(document: dict[str, Any]) -> None:
+    if document["examples"]:
+        rows = [tuple(example.values()) for example in document["examples"]]
+        render.result_table(render.table(document["dataset"], ("caption", "pruned"), rows))
+    rows = [(f"{document['captions']:,}", f"{document['words_kept']:.1%}", f"{document['left_whole']:,}")]
+    headings = [(heading, "right") for heading in ("captions", "words kept", "left whole")]
+    render.result_table(render.table(None, headings, rows))
+    what = "Wrote" if document["tagged_now"] else "There already is"
+    render.note(f"{what} {document['file']}, made with {document['tagger']} {document['version']}.")
