@@ -93,6 +93,7 @@ SEN = Method(
             ObjectiveConfig(name="triplet", weight=10.0, options={"margin": 0.05}),
         ),
         captions=CaptionConfig(prune=0.2),
+        sampling=SamplingConfig(sampler="pairs"),
         seed=42,
     ),
     paper="SEN (Neural Networks 2025)",

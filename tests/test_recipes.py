@@ -1,0 +1,210 @@
+"""Recipes: what they ask for, what their papers report, how they fit the built-in data, and that each one trains."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+from tiprctl.config import ObjectiveConfig, OptimConfig, to_dict
+from tiprctl.models.clip import SIZES, named_size
+from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows
+from tiprctl.runs import METRICS, RUN, read_records
+from tiprctl.settings import with_settings
+
+LITERATURE = [name for name in RECIPES if name.startswith(("irra", "sen"))]
+WITH_PRUNING = {"sen", "sen-published", "sen-xl"}
+
+
+def run(*arguments, exit_code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def weights(config):
+    return {objective.name: objective.weight for objective in config.objectives}
+
+
+def differences(one, other, place=""):
+    """The dotted places where two configurations differ, objectives by their names, with the other's values."""
+    values = [
+        {**to_dict(config), "objectives": {each["name"]: each for each in to_dict(config)["objectives"]}}
+        for config in (one, other)
+    ]
+
+    def walk(a, b, place):
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in a.keys() | b.keys():
+                yield from walk(a.get(key), b.get(key), f"{place}.{key}" if place else key)
+        elif a != b:
+            yield place, b
+
+    return dict(walk(*values, ""))
+
+
+def test_the_literatures_methods_weigh_their_objectives_as_published():
+    assert weights(RECIPES["clip"]) == {"itc": 1}
+    assert weights(RECIPES["irra"]) == {"sdm": 1, "id": 1, "mlm": 1}
+    assert weights(RECIPES["sen"]) == weights(RECIPES["sen-xl"]) == {"sdm": 1, "id": 1, "tir": 10, "triplet": 10}
+    assert dict(DEFAULT_WEIGHTS) == {"sdm": 1, "id": 1, "mlm": 1, "tir": 10, "triplet": 10}
+
+
+@pytest.mark.parametrize("recipe", LITERATURE)
+def test_the_literatures_methods_share_optimiser_and_schedule(recipe):
+    config = RECIPES[recipe]
+    assert config.optim == OptimConfig()
+    assert config.epochs == 60
+    assert all((each.start, each.stop) == (0, 1) for each in config.objectives)
+
+
+def test_a_published_variant_is_its_method_under_the_conditions_of_its_code():
+    assert differences(RECIPES["irra"], RECIPES["irra-published"]) == {
+        "recipe": "irra-published",
+        "batch_size": 64,
+        "captions.mask_content": 0.15,
+        "captions.mask_other": 0.15,
+        "augment.erase_fill": "published",
+        "objectives.mlm.options.attend_padding": True,
+    }
+    assert differences(RECIPES["sen"], RECIPES["sen-published"]) == {
+        "recipe": "sen-published",
+        "captions.mask_content": 0.3,
+        "captions.mask_other": 0.05,
+        "augment.erase_fill": "published",
+        "objectives.tir.options.attend_padding": True,
+    }
+    assert (RECIPES["irra"].seed, RECIPES["sen"].seed, RECIPES["sen"].batch_size) == (1, 42, 128)
+    assert RECIPES["sen"].captions.prune == 0.2
+
+
+def test_sen_xl_has_the_published_grid_on_an_input_that_its_patches_divide():
+    model = RECIPES["sen-xl"].model
+    sizes = named_size(model.name).with_input(model.image_size, model.stride)
+    assert sizes.grid == named_size(model.name).with_input((384, 128), None).grid == (27, 9)
+    assert all(side % sizes.patch_size == 0 for side in sizes.image_size)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_options_of_a_recipe_are_those_of_its_objectives(recipe):
+    assert with_settings(RECIPES[recipe], []) == RECIPES[recipe]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (
+            "cuhk-pedes",
+            {
+                "IRRA (CVPR 2023)": [73.38, 89.93, 93.71, 66.13, 50.24],
+                "CFine (TIP 2023)": [69.57, 85.93, 91.15, None, None],
+                "SEN (Neural Networks 2025)": [75.00, 89.98, 94.09, 67.23, 51.45],
+                "SEN-XL (Neural Networks 2025)": [76.64, 91.33, 94.66, 69.19, 53.88],
+            },
+        ),
+        (
+            "icfg-pedes",
+            {
+                "IRRA (CVPR 2023)": [63.46, 80.25, 85.82, 38.06, 7.93],
+                "CFine (TIP 2023)": [60.83, 76.55, 82.42, None, None],
+                "SEN (Neural Networks 2025)": [64.56, 80.49, 85.88, 40.80, 9.51],
+                "SEN-XL (Neural Networks 2025)": [66.76, 81.57, 86.55, 44.28, 12.26],
+            },
+        ),
+        (
+            "rstpreid",
+            {
+                "IRRA (CVPR 2023)": [60.20, 81.30, 88.20, 47.17, 25.28],
+                "CFine (TIP 2023)": [50.55, 72.50, 81.60, None, None],
+                "SEN (Neural Networks 2025)": [61.60, 81.75, 88.05, 48.62, 26.43],
+                "SEN-XL (Neural Networks 2025)": [62.70, 83.60, 89.15, 49.89, 27.56],
+            },
+        ),
+        ("synth-pedes", {}),
+    ],
+)
+def test_the_papers_figures_of_a_data_set(dataset, expected):
+    rows = published_rows(dataset)
+    assert {row["model"]: [row[figure] for figure in FIGURES] for row in rows} == expected
+    assert all((row["direction"], row["selected_on"]) == ("text_to_image", "test") for row in rows)
+
+
+def test_without_a_name_the_data_set_chooses():
+    assert find_recipe(None, "cuhk-pedes") == RECIPES["baseline"]
+    assert find_recipe(None, "synth-pedes") == find_recipe("synth", "synth-pedes") == RECIPES["synth"]
+    assert find_recipe("sen", "cuhk-pedes") == RECIPES["sen"]
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "clip"])
+def test_on_the_built_in_data_a_method_follows_a_contrast_from_random_weights(recipe):
+    method, synth, config = RECIPES[recipe], RECIPES["synth"], find_recipe(recipe, "synth-pedes")
+    assert config.recipe == recipe
+    assert (config.model, config.optim, config.epochs, config.batch_size) == (
+        synth.model,
+        synth.optim,
+        synth.epochs,
+        synth.batch_size,
+    )
+    assert config.captions == method.captions
+    assert config.objectives[:3] == synth.objectives
+    further = {each.name: each for each in method.objectives} | {each.name: None for each in synth.objectives}
+    expected = [replace(each, start=0.5) for each in further.values() if each]
+    assert list(config.objectives[3:]) == expected
+
+
+def test_on_the_built_in_data_contrast_alone_lasts():
+    assert find_recipe("clip", "synth-pedes").objectives == (ObjectiveConfig(name="itc"),)
+
+
+@pytest.fixture(scope="module")
+def built_in(tmp_path_factory):
+    """A miniature of the built-in data set, drawn, prepared and pruned."""
+    home = tmp_path_factory.mktemp("home")
+    root = home / "data" / "synth-pedes"
+    run("prepare", "synth-pedes", "--root", root, "--ids", 4, "--val-ids", 1, "--test-ids", 1, "--workers", 0)
+    run("augment", "--root", root, "--workers", 1, "--preview", 0)
+    return home
+
+
+@pytest.fixture
+def home(built_in, tmp_path, monkeypatch):
+    """A working folder beside the miniature, and the smallest encoder that can read it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TIPRCTL_DATA", str(built_in / "data"))
+    smallest = replace(tiny.CLIP, image_size=(64, 32), patch_size=8, stride=8, vocab_size=49408, quick_gelu=False)
+    monkeypatch.setitem(SIZES, "tiny", smallest)
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_two_epochs_of_the_built_in_data(home, recipe):
+    result = run("train", "--recipe", recipe, "--epochs", 2, "--batch-size", 16, "--output", "run")
+    first, second = read_records(Path("run") / METRICS)
+    names = {each.name for each in RECIPES[recipe].objectives}
+    assert first["losses"].keys() & {"sdm", "itc"} == {"itc"}
+    assert {name for name in second["losses"] if "/" not in name} == names - ({"itc"} if recipe != "clip" else set())
+    assert all(0 <= loss < 1e3 for loss in second["losses"].values())
+    assert json.loads((Path("run") / RUN).read_text())["config"]["recipe"] == recipe
+    assert ("small encoder from random weights" in result.stderr) == (recipe != "synth")
+
+
+@pytest.mark.parametrize("recipe", sorted(WITH_PRUNING))
+def test_without_pruned_captions_a_recipe_says_how_to_make_them(home, built_in, recipe):
+    file = built_in / "data" / "synth-pedes" / "captions_pruned.parquet"
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        stderr = run("train", "--recipe", recipe, exit_code=3).stderr
+    finally:
+        file.write_bytes(content)
+    assert "tiprctl augment" in stderr
+
+
+def test_restoration_needs_patches_that_divide_the_image(home):
+    stderr = run("train", "--recipe", "sen", "--batch-size", 8, "--set", "model.image_size=[60,32]", exit_code=2).stderr
+    assert "objective tir" in stderr
+    assert "60" in stderr
+    assert list(Path("runs").iterdir()) == []
