@@ -1,0 +1,92 @@
+"""`--set KEY=VALUE`: what can be set, and what is said of what cannot."""
+
+import pytest
+
+from tiprctl.config import ObjectiveConfig
+from tiprctl.errors import UsageError
+from tiprctl.recipes import RECIPES
+from tiprctl.settings import with_settings
+
+SEN = RECIPES["sen"]
+
+
+def objective(config, name):
+    return next(each for each in config.objectives if each.name == name)
+
+
+def test_settings_reach_objectives_their_options_and_the_configuration():
+    config = with_settings(
+        SEN,
+        [
+            "triplet.margin=0.1",
+            "tir.weight=5",
+            "tir.mask_ratio=0.5",
+            "id.start=0.25",
+            "captions.prune=0.3",
+            "optim.eps=1e-6",
+            "optim.name=adamw",
+            "optim.decay_vectors=false",
+            "model.image_size=[256, 128]",
+            "model.stride=12",
+            "epochs=5",
+        ],
+    )
+    assert objective(config, "triplet").options == {"margin": 0.1}
+    tir = ObjectiveConfig(name="tir", weight=5, options={"mask_ratio": 0.5, "depth": 4})
+    assert objective(config, "tir") == tir
+    assert objective(config, "id").start == 0.25
+    assert config.captions.prune == 0.3
+    assert (config.optim.eps, config.optim.name, config.optim.decay_vectors) == (1e-6, "adamw", False)
+    assert (config.model.image_size, config.model.stride, config.epochs) == ((256, 128), 12, 5)
+    assert objective(config, "sdm") == objective(SEN, "sdm")
+    assert (config.augment, config.sampling, config.recipe) == (SEN.augment, SEN.sampling, "sen")
+
+
+def test_the_last_of_several_settings_counts_and_null_is_a_value():
+    config = with_settings(SEN, ["model.stride=8", "model.stride=12", "triplet.margin=1", "triplet.margin=0.2"])
+    assert (config.model.stride, objective(config, "triplet").options["margin"]) == (12, 0.2)
+    assert with_settings(config, ["model.stride=null"]).model.stride is None
+
+
+def test_nothing_set_changes_nothing_and_the_recipe_stays_as_it_was():
+    assert with_settings(SEN, []) == SEN
+    with_settings(SEN, ["triplet.margin=0.1"])
+    assert objective(RECIPES["sen"], "triplet").options == {"margin": 0.05}
+
+
+def test_settings_are_judged_together():
+    config = with_settings(RECIPES["synth"], ["itc.start=0.6", "itc.stop=0.9"])
+    assert (objective(config, "itc").start, objective(config, "itc").stop) == (0.6, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("triplet.margin", r"'triplet.margin' sets nothing\n--set\nWrite KEY=VALUE"),
+        ("=3", "sets nothing"),
+        (
+            "triplet.margn=0.1",
+            r"no setting of triplet named 'margn'\n--set\nDid you mean margin\? Choices: margin, start",
+        ),
+        ("tirr.weight=1", r"no place named 'tirr'\n--set\nDid you mean tir\?"),
+        ("mlm.weight=1", r"objective 'mlm' does not take part in this training\n--set\nAdd --aux mlm"),
+        ("captions.prun=1", r"Did you mean prune\? Choices: prune, "),
+        ("epoch=1", r"Did you mean epochs\?"),
+        ("objectives=[]", "no setting named 'objectives'"),
+        ("recipe=clip", "no setting named 'recipe'"),
+        ("tir=5", "no setting named 'tir'"),
+        ("captions.prune.now=1", "no place named 'captions.prune'"),
+        ("captions.prune=1.5", r"captions.prune: .*less than or equal to 1"),
+        ("captions.mask_other=NaN", r"captions.mask_other: "),
+        ("optim.eps=-1", r"optim.eps: .*greater than 0"),
+        ("optim.name=sgd", r"optim.name: .*'adam' or 'adamw'"),
+        ("tir.weight=-1", r"weight: .*greater than or equal to 0\nobjective tir"),
+        ("tir.mask_ratio=1", r"mask_ratio: .*less than 1\nobjective tir"),
+        ("tir.depth=two", r"depth: .*integer.*\nobjective tir"),
+        ("triplet.margin=-1", r"margin: .*\nobjective triplet"),
+        ("id.start=1", r"id would stop at 1.0 before it starts at 1.0"),
+    ],
+)
+def test_what_cannot_be_set_is_explained(setting, message):
+    with pytest.raises(UsageError, match=message):
+        with_settings(SEN, [setting])
