@@ -19,6 +19,7 @@ FLOORS = (
         "tiprctl.errors",
         "tiprctl.files",
         "tiprctl.images",
+        "tiprctl.canvas",
         "tiprctl.pixels",
         "tiprctl.precision",
         "tiprctl.interrupt",
@@ -28,7 +29,7 @@ FLOORS = (
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
     ("tiprctl.recipes", "tiprctl.settings", "tiprctl.evaluation"),
-    ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training"),
+    ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )
 PURE = ("tiprctl.losses", "tiprctl.metrics", "tiprctl.models.masking")

@@ -140,14 +140,16 @@ def main() -> None:
 
 
 def _register() -> None:
-    from tiprctl.cli import augment, demo, eval, prepare, query, train
+    from tiprctl.cli import ablate, augment, demo, eval, explain, prepare, query, train
 
     for name, function in {
         "prepare": prepare.prepare,
         "augment": augment.augment,
         "train": train.train,
         "eval": eval.evaluate,
+        "ablate": ablate.ablate,
         "query": query.query,
+        "explain": explain.explain,
         "demo": demo.demo,
     }.items():
         app.command(name)(command(function))

@@ -28,6 +28,10 @@ Device = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="How many decode images at once.", show_default="the cores")
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any other setting, as in triplet.margin=0.1; repeatable."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness.")]
 
 

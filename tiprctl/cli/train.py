@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.options import Device, Root, Seed, Workers
+from tiprctl.cli.options import Device, Root, Seed, Settings, Workers
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -58,17 +58,14 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="Where the weights start: openai, another open_clip tag, a run, a file, or none.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the data; 0.5 is half of one.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
     seed: Seed = None,
     amp: Annotated[
         Amp | None, typer.Option(help="Mixed precision; auto: bf16 or fp16 on CUDA, off on the CPU.")
     ] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Change any other setting, as in triplet.margin=0.1; repeatable."),
-    ] = None,
+    set: Settings = None,
     select_on: Annotated[
         SelectOn | None,
         typer.Option(help="Split that chooses the epoch.", show_default="val; last where there is none"),

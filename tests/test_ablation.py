@@ -1,0 +1,308 @@
+import json
+import os
+import signal
+
+import pytest
+import tiny
+import torch
+
+from tiprctl.ablation import cost
+from tiprctl.ablation.experiment import ROWS, Ablation
+from tiprctl.ablation.parts import label, lasting, parse_parts, subsets, with_parts
+from tiprctl.ablation.plan import Plan, make_plan, relative
+from tiprctl.ablation.summary import Difference, Row, paired_difference, summarise
+from tiprctl.config import override
+from tiprctl.data.batches import TrainingBatches
+from tiprctl.data.pruning import PrunedCaptions
+from tiprctl.errors import InputError, UsageError
+from tiprctl.progress import Listener
+from tiprctl.recipes import FIGURES, RECIPES, find_recipe
+from tiprctl.runs import LAST, METRICS, RUN, Run
+from tiprctl.tokenizer import default_tokenizer
+from tiprctl.training import Trainer
+
+SEN = find_recipe("sen", "synth-pedes")
+PARTS = ("tir", "triplet", "prune")
+
+
+class Interrupting(Listener):
+    def on_step(self, samples):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def named(config):
+    return [objective.name for objective in config.objectives]
+
+
+def test_parts_are_objectives_and_what_is_done_to_captions():
+    assert parse_parts(" tir, prune,mask ") == ("tir", "prune", "mask")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("tri", "no part named 'tri'"), ("pruned", "Did you mean prune"), ("tir,tir", "named twice"), (",", "No part")],
+)
+def test_wrong_parts_are_explained(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_parts(text)
+
+
+def test_all_subsets_small_ones_first():
+    assert list(map(label, subsets(("a", "b", "c")))) == ["plain", "a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]
+
+
+@pytest.mark.parametrize("chosen", subsets(PARTS), ids=label)
+def test_a_subset_has_its_parts_as_the_recipe_has_them_and_no_others(chosen):
+    config = with_parts(RECIPES["sen"], PARTS, chosen)
+    assert named(config) == ["sdm", "id", *(part for part in chosen if part != "prune")]
+    assert all(objective in RECIPES["sen"].objectives for objective in config.objectives)
+    assert config.captions.prune == (0.2 if "prune" in chosen else 0.0)
+
+
+def test_a_part_that_the_recipe_lacks_comes_with_its_default():
+    config = with_parts(RECIPES["irra"], ("triplet", "mask", "prune"), ("triplet", "mask", "prune"))
+    assert config.objectives[-1].weight == 10.0
+    assert (config.captions.prune, config.captions.mask_content, config.captions.mask_other) == (0.2, 0.3, 0.05)
+
+
+def test_masking_stays_as_the_recipe_has_it():
+    published = RECIPES["irra-published"]
+    assert with_parts(published, ("mask",), ("mask",)).captions == published.captions
+    assert with_parts(published, ("mask",), ()).captions == RECIPES["irra"].captions
+    assert with_parts(published, ("mlm",), ()).captions == published.captions
+
+
+def test_what_is_no_part_comes_first_so_that_it_is_initialised_alike():
+    assert named(with_parts(RECIPES["sen"], ("sdm", "tir"), ("sdm", "tir"))) == ["id", "triplet", "sdm", "tir"]
+
+
+def test_a_training_is_gone_on_with_without_its_first_phase():
+    config = lasting(SEN)
+    assert named(config) == ["sdm", "id", "tir", "triplet"]
+    assert {(objective.start, objective.stop) for objective in config.objectives} == {(0.0, 1.0)}
+    assert [objective.weight for objective in config.objectives] == [1.0, 0.3, 10.0, 10.0]
+
+
+def test_without_any_objective_nothing_can_be_compared():
+    with pytest.raises(UsageError, match=r"no objective to train with[\s\S]*itc, sdm, id, tir, triplet|sdm, id"):
+        make_plan(SEN, ("sdm", "id", "tir", "triplet"), seeds=1)
+
+
+def test_the_plan_starts_each_seed_once_and_trains_the_plain_one_once(tmp_path):
+    plan = make_plan(SEN, ("tir", "prune"), seeds=2, start_epochs=4, epochs=3)
+    trainings = plan.trainings(tmp_path, {"plain": 1.0, "tir": 1.5, "prune": 0.96, "tir+prune": 1.6})
+    of_a_seed = ["start", *(f"steps/{name}" for name in ("plain", "tir", "prune", "tir+prune"))]
+    of_a_seed += [f"time/{name}" for name in ("tir", "prune", "tir+prune")]
+    assert [training.name for training in trainings] == [f"seed{seed}/{name}" for seed in (0, 1) for name in of_a_seed]
+    start, plain, tir, *_ = trainings
+    assert (named(start.config), start.config.captions.prune) == (["itc", "sdm", "id", "triplet"], 0.0)
+    assert (named(plain.config), named(tir.config)) == (["sdm", "id", "triplet"], ["sdm", "id", "triplet", "tir"])
+    assert [training.config.epochs for training in trainings[:8]] == [4, 3, 3, 3, 3, 2, 3.125, 1.875]
+    assert [training.config.seed for training in trainings] == [0] * 8 + [1] * 8
+    assert plain.config.model.pretrained == tir.config.model.pretrained == str(tmp_path / "seed0" / "start" / LAST)
+
+
+@pytest.mark.parametrize(
+    ("budget", "names"), [("steps", ["steps/plain", "steps/tir"]), ("time", ["steps/plain", "time/tir"])]
+)
+def test_pretrained_weights_are_the_start_and_a_budget_trains_what_it_needs(tmp_path, budget, names):
+    plan = make_plan(RECIPES["sen"], ("tir",), seeds=1, budgets=(budget,))
+    trainings = plan.trainings(tmp_path, {"plain": 1.0, "tir": 2.0})
+    assert [training.name for training in trainings] == [f"seed0/{name}" for name in names]
+    assert {training.config.model.pretrained for training in trainings} == {"openai"}
+    assert trainings[0].config.epochs == 60
+
+
+def test_the_plans_defaults_and_bounds():
+    assert (make_plan(SEN, PARTS, seeds=1).start_epochs, make_plan(SEN, PARTS, seeds=1).epochs) == (7, 3)
+    assert make_plan(SEN, PARTS, seeds=1, start_epochs=2, epochs=0.5).epochs == 0.5
+    with pytest.raises(UsageError, match="no start"):
+        make_plan(SEN, PARTS, seeds=1, start_epochs=0)
+    with pytest.raises(UsageError, match="epochs"):
+        make_plan(SEN, PARTS, seeds=1, epochs=-1)
+
+
+def test_paired_differences_and_their_standard_error_by_hand():
+    # Differences 1, 2, 6: mean 3, deviations -2, -1, 3, variance 14 / 2 = 7, standard error sqrt(7 / 3).
+    difference = paired_difference([71.0, 74.0, 66.0], [70.0, 72.0, 60.0])
+    assert difference == Difference(pytest.approx(3.0), pytest.approx((7 / 3) ** 0.5))
+    assert paired_difference([71.0], [70.0]) == Difference(1.0, None)
+
+
+def row(seed, parts, value, budget="steps"):
+    return Row(seed, budget, parts, 3.0, 2, "val", "test", dict.fromkeys(FIGURES, value))
+
+
+def test_a_summary_pairs_by_seed_whatever_the_order_of_the_rows():
+    rows = [
+        row(1, ("tir",), 64.0),
+        row(0, (), 70.0),
+        row(0, ("tir",), 71.0),
+        row(1, (), 60.0),
+        row(2, ("tir",), 99.0),
+        row(0, ("tir",), 69.0, "time"),
+    ]
+    plain, tir = summarise(rows, [(), ("tir",), ("id",)], "steps")
+    assert (plain.parts, plain.seeds, plain.figures["R@1"]) == ((), 2, 65.0)
+    assert (tir.parts, tir.seeds, tir.figures["mAP"]) == (("tir",), 2, 67.5)
+    assert tir.differences["R@1"] == Difference(2.5, pytest.approx(1.5))
+    assert plain.differences["mAP"] == Difference(0.0, 0.0)
+    plain, tir = summarise(rows, [(), ("tir",)], "time")
+    assert (plain.figures["R@1"], tir.seeds, tir.differences["R@1"]) == (65.0, 1, Difference(-1.0, None))
+
+
+def test_costs_are_medians_of_steps_taken_in_turn_after_a_warm_up(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def walk(name, durations):
+        for duration in durations:
+            order.append(name)
+            now[0] += duration
+            yield
+
+    warm_up = [50.0] * cost.WARM_UP
+    walks = {"plain": walk("plain", [*warm_up, 1.0, 9.0, 2.0]), "tir": walk("tir", [*warm_up, 3.0, 3.0, 30.0])}
+    seconds = cost.median_seconds(walks, cost.WARM_UP + 3)
+    assert seconds == {"plain": 2.0, "tir": 3.0}
+    assert order == ["plain", "tir"] * (cost.WARM_UP + 3)
+    assert relative(seconds) == {"plain": 1.0, "tir": 1.5}
+
+
+def test_pruning_leaves_batches_and_augmentation_alone(cuhk_manifest, monkeypatch):
+    """What pairing rests on: the same captions in the same batches, the same flips and crops."""
+    captions = cuhk_manifest.split("train").captions
+    pruned = PrunedCaptions(None, ["coat"] * len(captions), [""] * len(captions))
+    monkeypatch.setattr("tiprctl.data.captions.read_pruned", lambda manifest: pruned)
+    plain, changed = (
+        list(
+            TrainingBatches(cuhk_manifest, tiny.recipe(**{"captions.prune": probability}), default_tokenizer()).epoch(
+                0, skip=0, device=torch.device("cpu")
+            )
+        )
+        for probability in (0.0, 0.5)
+    )
+    for one, other in zip(plain, changed, strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.pids, other.pids)
+    assert any(not torch.equal(one.token_ids, other.token_ids) for one, other in zip(plain, changed, strict=True))
+
+
+@pytest.fixture
+def plan():
+    return Plan(tiny.recipe(), ("triplet",), seeds=1, start_epochs=0.5, epochs=0.25)
+
+
+@pytest.fixture
+def ablation(plan, cuhk_manifest, tmp_path):
+    return make(plan, cuhk_manifest, tmp_path / "ablation")
+
+
+def make(plan, manifest, folder):
+    return Ablation(plan, manifest, folder, device=torch.device("cpu"))
+
+
+def carry_out(ablation):
+    for training in ablation.trainings:
+        if not ablation.is_finished(training):
+            assert ablation.train(training, Listener())
+            if training.budget != "start":
+                ablation.measure(training)
+
+
+def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
+    carry_out(ablation)
+    assert all(map(ablation.is_finished, ablation.trainings))
+    plain, triplet = (
+        json.loads((ablation.folder / "seed0" / "steps" / name / METRICS).read_text()) for name in ("plain", "triplet")
+    )
+    # One step each: the losses are those of the start, before a part could change anything.
+    assert plain["losses"]["sdm"] == triplet["losses"]["sdm"]
+    assert plain["losses"]["id"] == triplet["losses"]["id"]
+    assert (plain["losses"].keys() ^ triplet["losses"].keys()) == {"triplet"}
+    rows = ablation.rows
+    assert [(row.budget, row.parts) for row in rows] == [("steps", ()), ("steps", ("triplet",)), ("time", ("triplet",))]
+    assert {(row.selected_on, row.split) for row in rows} == {("val", "test")}
+    assert all(row.figures.keys() == set(FIGURES) for row in rows)
+    assert rows[2].epochs == pytest.approx(0.25 / ablation.ratios["triplet"])
+    assert ablation.costs["triplet"].parameters == ablation.costs["plain"].parameters
+    assert ablation.costs["plain"].steps == 4
+
+
+def test_what_was_done_is_neither_measured_nor_trained_again(ablation, plan, cuhk_manifest, monkeypatch):
+    carry_out(ablation)
+    rows = ablation.rows
+    for name in ("measure_costs", "Trainer", "evaluate"):
+        monkeypatch.setattr(f"tiprctl.ablation.experiment.{name}", lambda *_, **__: pytest.fail("done again"))
+    again = make(plan, cuhk_manifest, ablation.folder)
+    carry_out(again)
+    assert again.rows == rows
+    assert again.trainings == ablation.trainings
+
+
+def test_a_training_without_its_row_is_measured_again_but_not_trained(ablation, plan, cuhk_manifest, monkeypatch):
+    carry_out(ablation)
+    rows = ablation.rows
+    (ablation.folder / ROWS).unlink()
+    again = make(plan, cuhk_manifest, ablation.folder)
+    assert [again.is_finished(training) for training in again.trainings] == [True, False, False, False]
+    monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained again"))
+    carry_out(again)
+    assert again.rows == rows
+
+
+def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(ablation, plan, cuhk_manifest, monkeypatch):
+    start = ablation.trainings[0]
+    assert not ablation.train(start, Interrupting())
+    assert not ablation.is_finished(start)
+    monkeypatch.setattr("tiprctl.ablation.experiment.measure_costs", lambda *_: pytest.fail("measured again"))
+    again = make(plan, cuhk_manifest, ablation.folder)
+    assert again.trainings == ablation.trainings
+    carry_out(again)
+    assert Run(ablation.folder / start.name).result["epoch"] == 1
+    assert len(again.rows) == 3
+
+
+def test_seeds_and_budgets_can_be_added(ablation, plan, cuhk_manifest):
+    carry_out(ablation)
+    more = make(Plan(plan.recipe, plan.parts, 2, 0.5, 0.25, ("steps",)), cuhk_manifest, ablation.folder)
+    assert [more.is_finished(training) for training in more.trainings] == [True] * 3 + [False] * 3
+    assert len(more.rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named_in_message"),
+    [
+        ({"epochs": 0.5}, "epochs"),
+        ({"parts": ("triplet", "itc"), "start_epochs": 1.0}, "parts, start_epochs"),
+        ({"recipe": tiny.recipe(batch_size=6)}, "recipe"),
+    ],
+)
+def test_another_ablations_folder_is_refused(ablation, plan, cuhk_manifest, changes, named_in_message):
+    assert ablation.costs
+    with pytest.raises(UsageError, match=f"other settings: {named_in_message}\n"):
+        make(Plan(**{**vars(plan), **changes}), cuhk_manifest, ablation.folder)
+
+
+def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(plan, cuhk_manifest, tmp_path):
+    with pytest.raises(UsageError, match="something else"):
+        make(plan, cuhk_manifest, cuhk_manifest.root)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write"):
+        make(plan, cuhk_manifest, tmp_path / "file" / "ablation")
+
+
+def test_what_cannot_be_trained_is_said_before_anything_is(cuhk_manifest, tmp_path):
+    plan = Plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
+    with pytest.raises(InputError, match="tiprctl augment"):
+        _ = make(plan, cuhk_manifest, tmp_path / "a").trainings
+    assert not (tmp_path / "a").exists()
+
+
+def test_pretrained_weights_need_no_start_training(cuhk_manifest, tmp_path):
+    Trainer(tiny.recipe(epochs=0.25), cuhk_manifest, tmp_path / "run", device=torch.device("cpu")).run()
+    recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "run")})
+    ablation = make(Plan(recipe, ("triplet",), 1, 0.0, 0.25, ("steps",)), cuhk_manifest, tmp_path / "ablation")
+    carry_out(ablation)
+    assert [row.parts for row in ablation.rows] == [(), ("triplet",)]
+    assert not (tmp_path / "ablation" / "seed0" / "start" / RUN).exists()

@@ -1,0 +1,122 @@
+"""`tiprctl ablate` as users meet it, on a miniature data set."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+
+MINIATURE = [
+    *("--recipe", "synth", "--parts", "triplet", "--set", "batch_size=4"),
+    *("--start-epochs", "0.25", "--epochs", "0.25", "--output", "runs/a"),
+]
+
+
+@pytest.fixture
+def home(cuhk_manifest, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return tmp_path
+
+
+def run(*arguments, exit_code=0):
+    result = CliRunner().invoke(app, ["ablate", *map(str, arguments)])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_a_table_for_each_budget_with_differences_and_costs(home):
+    result = run(*MINIATURE, "--seeds", 2)
+    tables = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines() if "│" in line]
+    assert [cells[1] for cells in tables] == ["plain", "triplet", "plain", "triplet"]
+    plain, triplet = tables[:2]
+    assert plain[2] == "0.25"
+    assert all(0 <= float(cell) <= 100 for cell in plain[3:8])
+    assert plain[8:11] == ["", "", "1.00"]
+    assert all(" ± " in cell and cell[0] in "+-" for cell in triplet[8:10])
+    assert "equal steps" in result.stdout
+    assert "equal time" in result.stdout
+    assert "best on val" in result.stdout
+    assert "8 trainings of" in result.stderr
+    assert "8 of 8: seed1/time/triplet" in result.stderr
+    assert "chosen on val" in result.stderr
+
+
+def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(home, monkeypatch):
+    first = json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout)
+    assert [(row["budget"], row["subset"]) for row in first["runs"]] == [
+        ("steps", "plain"),
+        ("steps", "triplet"),
+        ("time", "triplet"),
+    ]
+    plain, triplet, _ = first["runs"]
+    result = first["results"]["steps"][1]
+    assert result["differences"]["R@1"]["mean"] == pytest.approx(triplet["R@1"] - plain["R@1"], abs=0.02)
+    assert result["differences"]["R@1"]["error"] is None
+    assert first["costs"]["plain"]["ratio"] == 1.0
+    monkeypatch.setattr("tiprctl.training.Trainer.run", lambda self: pytest.fail("trained again"))
+    assert json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout) == first
+    assert "gained" in run(*MINIATURE, "--seeds", 1, "--budget", "steps").stdout
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(home):
+    script = (
+        "import os, signal; from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
+        "View.on_step = lambda self, n: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"app({['ablate', *MINIATURE, '--seeds', '1']!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Go on with the same command" in done.stderr
+    assert done.stdout == ""
+    assert "4 of 4" in run(*MINIATURE, "--seeds", 1).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--parts", "trplet"], 2, "Did you mean triplet?"),
+        (["--parts", "tir,tir"], 2, "named twice"),
+        (["--recipe", "sen2"], 2, "no recipe named 'sen2'"),
+        (["--seeds", "0"], 2, "--seeds"),
+        (["--start-epochs", "0"], 2, "--start-epochs"),
+        (["--epochs", "0"], 2, "--epochs"),
+        (["--set", "batch_size=400"], 2, "at most 16"),
+        (["--parts", "prune"], 3, "tiprctl augment"),
+        (["--output", "data"], 2, "something else"),
+        (["--root", "nowhere"], 3, "tiprctl prepare"),
+        (["--device", "tpu9"], 2, "--device"),
+    ],
+)
+def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit_code, message):
+    assert message in run(*MINIATURE, *arguments, exit_code=exit_code).stderr
+    assert not (home / "runs").exists()
+
+
+def test_other_settings_for_the_same_folder_are_named(home):
+    run(*MINIATURE, "--seeds", 1, "--budget", "steps")
+    result = run(*MINIATURE, "--epochs", "0.5", exit_code=2)
+    assert "other settings: epochs" in result.stderr
+    assert "--output" in result.stderr
+
+
+def test_help_opens_with_examples():
+    lines = [line.strip() for line in run("-h").stdout.splitlines() if line.strip()]
+    assert any(line.startswith("tiprctl ablate") for line in lines[1:7])
+
+
+def test_a_misspelt_part_imports_neither_torch_nor_pandas():
+    code = (
+        "import sys\n"
+        "from tiprctl.cli.app import app\n"
+        "try: app(['ablate', '--parts', 'tirr'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,60 @@
+"""What a step of each subset costs, measured side by side so that a noisy machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from tiprctl.training import Trainer
+
+WARM_UP, MEASURED = 4, 20
+"""Steps of each training that are not counted, and that are."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training costs: seconds a step (median), steps an epoch, and the parameters that it trains."""
+
+    seconds: float
+    steps: int
+    parameters: int
+
+
+def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
+    """The costs of trainings on the same images, by name. Takes steps with them; their weights are of no use after.
+
+    All of them are in memory together, since their steps are taken in turn.
+    """
+    images = next(iter(trainers.values())).batches.images
+    images.keep_if_small()
+    for trainer in trainers.values():
+        trainer.batches.images = images
+    rounds = min(WARM_UP + MEASURED, *(trainer.steps for trainer in trainers.values()))
+    seconds = median_seconds({name: _waited_for(trainer) for name, trainer in trainers.items()}, rounds)
+    return {
+        name: Cost(seconds[name], trainer.batches.steps, sum(p.numel() for p in trainer.composition.parameters()))
+        for name, trainer in trainers.items()
+    }
+
+
+def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str, float]:
+    """The median duration of each walk's steps, taken in turn; the first `WARM_UP`, where there are more, not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in walks}
+    for _ in range(rounds):
+        for name, walk in walks.items():
+            started = time.perf_counter()
+            next(walk)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: median(values[WARM_UP:] or values) for name, values in seconds.items()}
+
+
+def _waited_for(trainer: Trainer) -> Iterator[None]:
+    """A training's steps, each given when the device is done with it."""
+    for _ in trainer.take_steps():
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        yield

@@ -1,0 +1,150 @@
+"""An ablation in its folder: each training an ordinary run, each result a row, nothing done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiprctl.ablation.cost import Cost, measure_costs
+from tiprctl.ablation.parts import label
+from tiprctl.ablation.plan import START, Plan, Training, relative
+from tiprctl.ablation.summary import Row
+from tiprctl.config import from_dict, override
+from tiprctl.data.manifest import Manifest
+from tiprctl.errors import UsageError
+from tiprctl.evaluation import EvaluationData, evaluate, figures
+from tiprctl.files import check_writable
+from tiprctl.progress import Listener
+from tiprctl.runs import Run, read_json, read_records, write_json, write_records
+from tiprctl.sources import load_embedder
+from tiprctl.training import Trainer
+
+ABLATION, ROWS = "ablation.json", "rows.jsonl"
+SPLIT = "test"
+"""The split that the figures are of; each training chooses its epoch as its recipe says."""
+
+
+class Ablation:
+    """A plan, carried out in a folder; one that was begun there is gone on with.
+
+    Raises:
+        UsageError: the folder holds an ablation with other settings (they are named), or something else.
+        InputError: the folder cannot be written, or the data set has no test split.
+    """
+
+    def __init__(
+        self, plan: Plan, manifest: Manifest, folder: Path, *, device: torch.device, workers: int | None = None
+    ):
+        self.plan = plan
+        self.manifest = manifest
+        self.folder = folder
+        self.device = device
+        self.workers = workers
+        self.test = manifest.split(SPLIT)
+        self.file = folder / ABLATION
+        self._check_folder()
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """What a step of each subset costs, by the subset's name: measured once, then kept with the settings.
+
+        Whatever the data set or the recipe makes impossible is found here, before anything is trained.
+        """
+        if self.file.is_file():
+            return {name: from_dict(Cost, values) for name, values in self._known()["costs"].items()}
+        costs = measure_costs({label(parts): self._rehearsal(self.plan.subset(parts)) for parts in self.plan.subsets})
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        kept = {name: asdict(cost) for name, cost in costs.items()}
+        write_json(self.file, {"settings": self._settings(), "device": device, "costs": kept})
+        return costs
+
+    @cached_property
+    def ratios(self) -> dict[str, float]:
+        """The cost of a step as a multiple of the plain one's, by the subset's name."""
+        return relative({name: cost.seconds for name, cost in self.costs.items()})
+
+    @cached_property
+    def trainings(self) -> list[Training]:
+        """All that belongs to the plan, finished or not, in the order in which it is trained."""
+        return self.plan.trainings(self.folder, self.ratios)
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is known of the plan's trainings, from the disk."""
+        planned = {training.name: training for training in self.trainings}
+        return [row for name, row in self._rows().items() if name in planned]
+
+    def is_finished(self, training: Training) -> bool:
+        trained = Run(self.folder / training.name).result is not None
+        return trained and (training.budget == START or training.name in self._rows())
+
+    def seconds(self, training: Training) -> float:
+        """How long a training is going to take, by the measured cost of a step; without its evaluations."""
+        cost = self.costs[label(training.parts)]
+        return training.config.epochs * cost.steps * cost.seconds
+
+    def train(self, training: Training, listener: Listener) -> bool:
+        """Train, or go on with, one of the trainings; False when it was interrupted, and saved."""
+        folder = self.folder / training.name
+        if Run(folder).result is not None:
+            return True
+        return not self._trainer(training.config, folder, listener).run().interrupted
+
+    def measure(self, training: Training) -> Row:
+        """The figures of a finished training, kept as a row of the table."""
+        embedder = load_embedder(self.folder / training.name, device=self.device)
+        result = Run(self.folder / training.name).result
+        row = Row(
+            seed=training.seed,
+            budget=training.budget,
+            parts=training.parts,
+            epochs=training.config.epochs,
+            epoch=result["epoch"],
+            selected_on=result["selected_on"],
+            split=SPLIT,
+            figures=figures(evaluate(embedder, self._test_data).text_to_image),
+        )
+        rows = self._rows() | {training.name: row}
+        write_records(self.folder / ROWS, map(asdict, rows.values()))
+        return row
+
+    @cached_property
+    def _test_data(self) -> EvaluationData:
+        return EvaluationData(self.test, self.plan.recipe.model.image_size, workers=self.workers)
+
+    def _trainer(self, config: Any, folder: Path, listener: Listener | None = None) -> Trainer:
+        return Trainer(config, self.manifest, folder, device=self.device, workers=self.workers, listener=listener)
+
+    def _rehearsal(self, config: Any) -> Trainer:
+        """A training that is only to be timed: its weights do not matter."""
+        return self._trainer(override(config, {"model.pretrained": "none"}), self.folder / "rehearsal")
+
+    def _rows(self) -> dict[str, Row]:
+        rows = [from_dict(Row, line, where=str(self.folder / ROWS)) for line in read_records(self.folder / ROWS)]
+        return {Training(row.seed, row.budget, row.parts, self.plan.recipe).name: row for row in rows}
+
+    def _settings(self) -> dict[str, Any]:
+        manifest = self.manifest
+        return {"data": manifest.dataset, "data_fingerprint": manifest.fingerprint, **self.plan.settings()}
+
+    def _known(self) -> Mapping[str, Any]:
+        return read_json(self.file, "Name another --output.", {"settings", "costs"})
+
+    def _check_folder(self) -> None:
+        if self.file.is_file():
+            known, asked = self._known()["settings"], self._settings()
+            differing = [name for name in asked if known.get(name) != asked[name]]
+            if differing:
+                raise UsageError(
+                    f"The ablation in this folder was begun with other settings: {', '.join(differing)}",
+                    where=self.folder,
+                    remedy="Give the same ones to go on with it, or name another --output.",
+                )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise UsageError("The folder holds something else", where=self.folder, remedy="Name another --output.")
+        check_writable(self.file)
