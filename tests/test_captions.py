@@ -1,10 +1,14 @@
 """Which form of a caption a batch reads, and which of its tokens are masked."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from tiprctl.checkpoint import read_checkpoint
 from tiprctl.config import CaptionConfig, override
 from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import TrainingCaptions, flag_content, kept_classes
@@ -13,7 +17,10 @@ from tiprctl.data.pruning import FILE_NAME, prune_captions
 from tiprctl.data.synth_pedes import wording
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, classify, prune, tokens_of
 from tiprctl.errors import InputError
+from tiprctl.progress import Listener
+from tiprctl.runs import LAST
 from tiprctl.tokenizer import default_tokenizer
+from tiprctl.training import Trainer
 
 TOKENIZER = default_tokenizer()
 WORDS = sorted({word for words in wording.THING_WORDS.values() for word in words})
@@ -160,6 +167,28 @@ def test_batches_carry_labels_and_are_the_same_when_taken_up_again(manifest):
         assert torch.equal(one.token_labels, other.token_labels)
         assert torch.equal(one.pixels, other.pixels)
     assert all(batch.token_labels.shape == batch.token_ids.shape for batch in whole)
+
+
+def test_a_training_on_pairs_of_pruned_and_masked_captions_is_taken_up_exactly(manifest, tmp_path):
+    changes = {"captions": {"prune": 0.4, "mask_content": 0.3, "mask_other": 0.1}, "sampling.sampler": "pairs"}
+    config = override(tiny.recipe(), changes)
+
+    class Interrupting(Listener):
+        left = 3
+
+        def on_step(self, samples):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def train(folder, listener=None):
+        return Trainer(config, manifest, folder, device=torch.device("cpu"), listener=listener).run()
+
+    assert not train(tmp_path / "whole").interrupted
+    assert train(tmp_path / "parts", Interrupting()).interrupted
+    assert not train(tmp_path / "parts").interrupted
+    whole, parts = (read_checkpoint(tmp_path / name / LAST)[0] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_images_do_not_change_with_the_captions(manifest):
