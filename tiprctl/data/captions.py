@@ -36,7 +36,7 @@ class TrainingCaptions:
             forms.append(pruned.pruned)
         token_ids = tokenizer([caption for form in forms for caption in form])
         self.token_ids = torch.from_numpy(token_ids).unflatten(0, (len(forms), -1))
-        self.ends = self.token_ids.argmax(dim=2) + 1
+        self.ends = torch.from_numpy(token_ids.argmax(axis=1) + 1).unflatten(0, (len(forms), -1))
         self.content = None
         if by_class:
             classes = [pruned.classes, [kept_classes(each) for each in pruned.classes]]

@@ -1,6 +1,6 @@
 """The pruned training captions of a data set, made once and kept in a file beside its manifest.
 
-SEN (section 3 of the paper) trains on a caption's nouns, adjectives and pronouns in place of the caption now and then.
+SEN trains on a caption's nouns, adjectives and pronouns in place of the caption now and then.
 """
 
 from __future__ import annotations
