@@ -13,5 +13,17 @@ def normalise(pixels: Tensor) -> Tensor:
     """Images `(B, 3, H, W)`, uint8 or float in 0 to 1, to CLIP's normalised float32."""
     if pixels.dtype == torch.uint8:
         pixels = pixels.float() / 255
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = _statistics(pixels)
     return (pixels - mean) / std
+
+
+def denormalise(pixels: Tensor) -> Tensor:
+    """The inverse of `normalise`: normalised images `(B, 3, H, W)` to 0 to 1, and beyond where they went beyond."""
+    mean, std = _statistics(pixels)
+    return pixels * std + mean
+
+
+def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, (3, 1, 1), on the device of `pixels`."""
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return mean, std

@@ -10,6 +10,7 @@ import typer
 
 from tiprctl.cli import render
 from tiprctl.cli.options import Device, Json
+from tiprctl.cli.sentences import warn_of_long
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def query(
         check_sheet(sheet, len(sentences) * min(top, len(listing.images)))
     embedder = _load_embedder(model, device)
     render.note(f"Model: {embedder.description}")
-    _warn_of_long(sentences)
+    warn_of_long(sentences)
     embedded = _read_gallery(listing, embedder)
     hits = search(embedder.embed_texts(sentences), embedded.vectors, top)
     results = [
@@ -124,18 +125,6 @@ def _load_embedder(model: str | None, device: str | None) -> VectorModel:
     from tiprctl.sources import load_embedder
 
     return load_embedder(model, device=find_device(device))
-
-
-def _warn_of_long(sentences: Sequence[str]) -> None:
-    """Warn of sentences that the text tower will not see whole."""
-    from tiprctl.tokenizer import default_tokenizer
-
-    tokenizer = default_tokenizer()
-    room = tokenizer.context_length - 2
-    for sentence in sentences:
-        tokens = len(tokenizer.encode(sentence))
-        if tokens > room:
-            render.warning(f"The sentence is cut after {room} of its {tokens} tokens: {sentence[:60]}…")
 
 
 def _read_gallery(listing: Listing, embedder: VectorModel) -> Gallery:

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from tiprctl.canvas import (
+    GAP,
+    INK,
+    MARGIN,
+    PALE,
+    PAPER,
+    PLACE,
+    fitting,
+    font,
+    line_height,
+    save_png,
+    wrapped,
+    write_lines,
+)
 from tiprctl.errors import ImageError, UsageError
-from tiprctl.files import atomic_path, check_writable
+from tiprctl.files import check_writable
 from tiprctl.images import open_image
 
 CELL = (128, 256)
@@ -20,8 +33,7 @@ MAX_CROPS = 1000
 """About 50 megapixels: few viewers show larger sheets well."""
 
 _LEAST_COLUMNS = 4
-_MARGIN, _GAP, _LINE, _CAPTION = 32, 14, 32, 40
-_PAPER, _PLACE, _INK, _PALE = "#ffffff", "#eef0f3", "#1b1f24", "#6a737d"
+_TITLE, _CAPTION = 24, 40
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,17 @@ def write_sheet(target: str | Path, blocks: Sequence[Block]) -> None:
     Raises as `check_sheet`.
     """
     check_sheet(target, sum(len(block.crops) for block in blocks))
-    sheet = draw_sheet(blocks)
-    with atomic_path(target) as temporary:
-        sheet.save(temporary, format="PNG")
+    save_png(draw_sheet(blocks), target)
 
 
 def draw_sheet(blocks: Sequence[Block]) -> Image.Image:
     """The sheet as a picture, RGB."""
     columns = max(_LEAST_COLUMNS, min(COLUMNS, max(len(block.crops) for block in blocks)))
-    width = 2 * _MARGIN + columns * CELL[0] + (columns - 1) * _GAP
-    titles = [_wrapped(block.sentence, width - 2 * _MARGIN) for block in blocks]
+    width = 2 * MARGIN + columns * CELL[0] + (columns - 1) * GAP
+    titles = [wrapped(block.sentence, width - 2 * MARGIN, _TITLE) for block in blocks]
     heights = [_height(len(title), len(block.crops), columns) for title, block in zip(titles, blocks)]
-    sheet = Image.new("RGB", (width, _MARGIN + sum(heights)), _PAPER)
-    top = _MARGIN
+    sheet = Image.new("RGB", (width, MARGIN + sum(heights)), PAPER)
+    top = MARGIN
     for title, block, height in zip(titles, blocks, heights):
         _draw_block(sheet, title, block, top, columns)
         top += height
@@ -85,55 +95,28 @@ def draw_sheet(blocks: Sequence[Block]) -> Image.Image:
 
 def _height(lines: int, crops: int, columns: int) -> int:
     """A block's height: its title, its rows, and the space to the next block."""
-    return lines * _LINE + _GAP + -(-crops // columns) * (CELL[1] + _CAPTION) + _MARGIN
+    return lines * line_height(_TITLE) + GAP + -(-crops // columns) * (CELL[1] + _CAPTION) + MARGIN
 
 
 def _draw_block(sheet: Image.Image, title: Sequence[str], block: Block, top: int, columns: int) -> None:
     draw = ImageDraw.Draw(sheet)
-    for line in title:
-        draw.text((_MARGIN, top), line, fill=_INK, font=_font(24))
-        top += _LINE
-    top += _GAP
+    top = write_lines(draw, (MARGIN, top), title, _TITLE) + GAP
     for place, crop in enumerate(block.crops):
         row, column = divmod(place, columns)
-        left = _MARGIN + column * (CELL[0] + _GAP)
+        left = MARGIN + column * (CELL[0] + GAP)
         _draw_crop(sheet, draw, crop, (left, top + row * (CELL[1] + _CAPTION)))
 
 
 def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, corner: tuple[int, int]) -> None:
     left, top = corner
     right, bottom = left + CELL[0], top + CELL[1]
-    draw.rectangle((left, top, right - 1, bottom - 1), fill=_PLACE)
+    draw.rectangle((left, top, right - 1, bottom - 1), fill=PLACE)
     try:
-        picture = _fitted(open_image(crop.path))
+        picture = open_image(crop.path)
     except ImageError:
-        draw.text(((left + right) / 2, (top + bottom) / 2), "unreadable", fill=_PALE, font=_font(16), anchor="mm")
+        draw.text(((left + right) / 2, (top + bottom) / 2), "unreadable", fill=PALE, font=font(16), anchor="mm")
     else:
+        picture = picture.resize(fitting(picture.size, CELL), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + (CELL[0] - picture.width) // 2, top + (CELL[1] - picture.height) // 2))
-    draw.text((left, bottom + 6), str(crop.rank), fill=_INK, font=_font(18))
-    draw.text((right, bottom + 6), f"{crop.score:.3f}", fill=_PALE, font=_font(18), anchor="ra")
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    """The picture as large as its place allows; the thinnest strip keeps a pixel."""
-    scale = min(CELL[0] / picture.width, CELL[1] / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def _wrapped(sentence: str, width: int) -> list[str]:
-    """The sentence in lines of at most `width` pixels, broken between words."""
-    lines = [""]
-    for word in sentence.split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and _font(24).getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, the same on every machine."""
-    return ImageFont.load_default(size)
+    draw.text((left, bottom + 6), str(crop.rank), fill=INK, font=font(18))
+    draw.text((right, bottom + 6), f"{crop.score:.3f}", fill=PALE, font=font(18), anchor="ra")

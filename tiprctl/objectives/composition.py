@@ -37,7 +37,7 @@ class Composition(nn.Module):
         self.encoder = encoder
         self.configs = tuple(configs)
         spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities)
-        self.objectives = nn.ModuleDict({config.name: _build(config, spec) for config in self.configs})
+        self.objectives = nn.ModuleDict({config.name: build_objective(config, spec) for config in self.configs})
         for boundary in {0.0, *(edge for config in configs for edge in (config.start, config.stop) if edge < 1)}:
             self._check(boundary)
 
@@ -77,6 +77,11 @@ class Composition(nn.Module):
         return Losses(total, parts)
 
 
-def _build(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:
+def build_objective(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:
+    """The objective that a configuration describes, with fresh weights.
+
+    Raises:
+        UsageError: it is unknown, or its options are wrong.
+    """
     kind = find_objective(config.name)
     return kind(from_dict(kind.Config, config.options, where=f"objective {config.name}"), spec)
