@@ -125,7 +125,7 @@ def test_eval_measures_them(cuhk_manifest, tmp_path, monkeypatch):
     features = EvaluationData(split, (384, 128)).encode(Embedder(DualEncoder(clip), device=CPU), lambda n: None)
     expected = score(features, split).text_to_image
     figures = json.loads(done.stdout)["results"][0]
-    assert figures["model"] == "best.pth"
+    assert (figures["model"], figures["selected_on"]) == ("best.pth", "test")
     assert figures["mAP"] == pytest.approx(expected.mean_ap, abs=0.01)
     assert figures["R@1"] == pytest.approx(expected.recall[1], abs=0.01)
     assert "published code of SEN" in done.stderr

@@ -103,6 +103,9 @@ def test_no_data_set_says_how_to_make_one(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--recipe", "sen2"], "no recipe named 'sen2'"),
+        (["--recipe", "ira"], "Did you mean irra? Choices: irra, "),
+        (["--aux", "tri"], "Did you mean tir? Choices: tir, "),
+        (["--set", "optim.lrr=1"], "Did you mean lr?"),
         (["--aux", "triplett"], "Did you mean triplet?"),
         (["--losses", "sdm,sdm"], "named twice"),
         (["--model", "tinny", "--pretrained", "none", "--batch-size", "4"], "Did you mean tiny?"),
@@ -118,12 +121,14 @@ def test_wrong_usage_is_explained(home, arguments, message):
 
 
 def test_settings_come_from_flag_then_variable_then_file(home, monkeypatch):
-    Path("tiprctl.toml").write_text("[train]\nepochs = 4\nseed = 5\nbatch_size = 8\n")
+    settings = '["captions.mask_other=0.5", "itc.temperature=1", "captions.mask_content=0.5"]'
+    Path("tiprctl.toml").write_text(f"[train]\nepochs = 4\nseed = 5\nbatch_size = 8\nset = {settings}\n")
     monkeypatch.setenv("TIPRCTL_TRAIN_SEED", "6")
     arguments = [word for word in MINIATURE if word not in ("--batch-size", "4")]
     folder = run("train", *arguments).stdout.strip()
     config = json.loads((Path(folder) / "run.json").read_text())["config"]
     assert (config["epochs"], config["seed"], config["batch_size"]) == (1, 6, 8)
+    assert (config["captions"]["mask_other"], config["objectives"][0]["options"]) == (0.5, {"temperature": 1})
 
 
 def test_a_damaged_settings_file_is_named(home):

@@ -55,8 +55,12 @@ def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
     weights = find_weights(name, tag_or_path)
     clip = fit_clip(weights, name, image_size=None if weights.method else ModelConfig().image_size)
     fingerprint = weights_fingerprint(clip.state_dict()) + QUICK_GELU_SUFFIX * clip.config.quick_gelu
-    remark = f"as the published code of {weights.method} saves it" if weights.method else "not fine-tuned"
-    return DualEncoder(clip), Origin(f"{source}, {remark}", fingerprint)
+    origin = Origin(f"{source}, not fine-tuned", fingerprint)
+    if weights.method:
+        # Their trainers keep the epoch that is best on test.
+        remark = f"in the format of the published code of {weights.method}, which chooses on test"
+        origin = Origin(f"{source}, {remark}", fingerprint, selected_on="test")
+    return DualEncoder(clip), origin
 
 
 def find_source(source: str | Path | None) -> Path | None:

@@ -61,6 +61,7 @@ def evaluate(
     tiprctl eval runs/a runs/b runs/c --data synth-pedes
     tiprctl eval runs/latest --split val --json
     tiprctl eval ViT-B-16/openai --data cuhk-pedes --save-ranks ranks.jsonl
+    tiprctl eval best.pth --data cuhk-pedes      a checkpoint of IRRA's or SEN's code
     """
     from tiprctl.recipes import published_rows
 
