@@ -69,7 +69,7 @@ def test_a_long_description_is_cut_with_a_warning(model):
         ({"--text": "  "}, 2, "The description is empty\n  --text"),
         ({"--versus": ""}, 2, "The description is empty\n  --versus"),
         ({"--run": "runs/none"}, 3, "There is no such run, checkpoint or pretrained CLIP\n  runs/none"),
-        ({"--run": "ViT-B-16/openai"}, 2, "This model was not trained to restore images"),
+        ({"--run": "ViT-B-16/openai"}, 2, "No restoration can be read from this model"),
         ({"--run": "sdm.safetensors"}, 2, "tiprctl train --aux tir"),
         ({"--run": None}, 2, "There is no finished run to use"),
         ({"--output": "a.jpg"}, 2, "The picture is a PNG file"),

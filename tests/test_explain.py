@@ -137,7 +137,7 @@ def test_words_beyond_the_context_are_left_out():
 def test_checkpoints_without_restoration_are_refused(tmp_path):
     without = restoring.checkpoint(tmp_path / "sdm.safetensors", ObjectiveConfig(name="sdm"))
     for source in (without, "ViT-B-16/openai"):
-        with pytest.raises(UsageError, match="not trained to restore images") as caught:
+        with pytest.raises(UsageError, match="No restoration can be read") as caught:
             load_restorer(source, device=CPU)
         assert caught.value.where == str(source)
         assert "tiprctl train --aux tir" in caught.value.remedy
@@ -155,6 +155,15 @@ def test_the_objective_comes_from_the_checkpoint(restorer):
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(saved[name], loaded[name]) for name in saved)
     assert "epoch 3" in restorer.description
+
+
+def test_a_restoration_that_looks_at_padding_is_explained_too(tmp_path, crop):
+    options = {**restoring.TIR.options, "attend_padding": True}
+    file = restoring.checkpoint(tmp_path / "padded.safetensors", ObjectiveConfig(name="tir", options=options))
+    explanation = load_restorer(file, device=CPU).explain(crop, [TEXT, ""], seed=0)
+    assert [word.word for word in explanation.words] == ["a", "woman", "in", "a", "red", "t-shirt", "walking"]
+    assert 0 < sum(word.share for word in explanation.words) < 0.5
+    assert explanation.restored[0].error != explanation.restored[1].error
 
 
 def test_an_unreadable_image_is_explained(restorer, tmp_path):

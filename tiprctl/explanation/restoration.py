@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiprctl.checkpoint import is_own, load_encoder, load_weights, read_checkpoint
+from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, load_weights, read_checkpoint
 from tiprctl.config import TrainConfig, from_dict
 from tiprctl.data.batches import Batch
 from tiprctl.errors import UsageError
@@ -140,7 +140,7 @@ def load_restorer(source: str | Path | None, *, device: torch.device) -> Restore
             where=file,
             remedy="Train tir without normalise_patches.",
         )
-    load_weights(tir, read_checkpoint(file, f"objectives.{TIR}.")[0], file)
+    load_weights(tir, read_checkpoint(file, f"{OBJECTIVES}{TIR}.")[0], file)
     return Restorer(encoder, tir, device=device, description=f"{file} (epoch {header['epoch']})")
 
 
@@ -178,7 +178,7 @@ def _uint8(pixels: Tensor) -> np.ndarray:
 
 def _no_restoration(where: Path | str) -> UsageError:
     return UsageError(
-        "This model was not trained to restore images",
+        "No restoration can be read from this model",
         where=where,
-        remedy="Train one with: tiprctl train --aux tir",
+        remedy="Name a run that has learnt to restore images: tiprctl train --aux tir",
     )
