@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -11,7 +12,7 @@ import torch
 
 from tiprctl.training import Trainer
 
-WARM_UP, MEASURED = 4, 20
+WARM_UP, MEASURED = 4, 60
 """Steps of each training that are not counted, and that are."""
 
 
@@ -42,13 +43,18 @@ def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
 
 
 def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str, float]:
-    """The median duration of each walk's steps, taken in turn; the first `WARM_UP`, where there are more, not counted."""
+    """The median duration of each walk's steps, taken in turn; the first `WARM_UP`, where there are more, not counted.
+
+    Each round begins with another walk: what runs after a heavy step finds emptier caches.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in walks}
+    order = deque(walks)
     for _ in range(rounds):
-        for name, walk in walks.items():
+        for name in order:
             started = time.perf_counter()
-            next(walk)
+            next(walks[name])
             seconds[name].append(time.perf_counter() - started)
+        order.rotate(-1)
     return {name: median(values[WARM_UP:] or values) for name, values in seconds.items()}
 
 
