@@ -51,7 +51,12 @@ class Asked:
 def train(
     ctx: typer.Context,
     data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A method.", show_default="the data set's own")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A method: clip, irra, irra-published, sen, sen-published, sen-xl.", show_default="the data set's own"
+        ),
+    ] = None,
     aux: Annotated[str | None, typer.Option(help="Objectives to add, separated by commas.")] = None,
     losses: Annotated[str | None, typer.Option(help="Objectives to take instead of the recipe's.")] = None,
     model: Annotated[str | None, typer.Option(help="Size of the encoder: tiny, ViT-B-16, ViT-B-32, ViT-L-14.")] = None,
@@ -83,7 +88,7 @@ def train(
     \b
     tiprctl train
     tiprctl train cuhk-pedes --recipe sen
-    tiprctl train cuhk-pedes --aux tir,triplet --set triplet.margin=0.1 --set tir.weight=5
+    tiprctl train cuhk-pedes --aux tir,triplet --set triplet.margin=0.1
     tiprctl train cuhk-pedes --aux mlm --pretrained runs/latest
     tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
     tiprctl train --resume runs/synth-pedes-synth-20261121-101500
