@@ -229,6 +229,8 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
     assert rows[2].epochs == pytest.approx(0.25 / ablation.ratios["triplet"])
     assert ablation.costs["triplet"].parameters == ablation.costs["plain"].parameters
     assert ablation.costs["plain"].steps == 4
+    kept = {file.parent.name for file in ablation.folder.rglob(LAST) if not file.parent.is_symlink()}
+    assert kept == {"start"}
 
 
 def test_what_was_done_is_neither_measured_nor_trained_again(ablation, plan, cuhk_manifest, monkeypatch):

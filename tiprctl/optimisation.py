@@ -34,7 +34,7 @@ def parameter_groups(roles: Iterable[tuple[Role, nn.Module]], config: OptimConfi
     ]
 
 
-def schedule_factor(epochs_done: float, epochs: int, config: OptimConfig) -> float:
+def schedule_factor(epochs_done: float, epochs: float, config: OptimConfig) -> float:
     """The factor of the base learning rate after `epochs_done` of `epochs`: linear warm-up, then cosine to 0.
 
     With interval `epoch` the factor is that of the epoch's beginning, as in the published code.

@@ -14,13 +14,13 @@ from tiprctl.ablation.cost import Cost, measure_costs
 from tiprctl.ablation.parts import label
 from tiprctl.ablation.plan import START, Plan, Training, relative
 from tiprctl.ablation.summary import Row
-from tiprctl.config import from_dict, override
+from tiprctl.config import TrainConfig, from_dict, override
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import UsageError
 from tiprctl.evaluation import EvaluationData, evaluate, figures
 from tiprctl.files import check_writable
 from tiprctl.progress import Listener
-from tiprctl.runs import Run, read_json, read_records, write_json, write_records
+from tiprctl.runs import LAST, Run, read_json, read_records, write_json, write_records
 from tiprctl.sources import load_embedder
 from tiprctl.training import Trainer
 
@@ -96,7 +96,7 @@ class Ablation:
         return not self._trainer(training.config, folder, listener).run().interrupted
 
     def measure(self, training: Training) -> Row:
-        """The figures of a finished training, kept as a row of the table."""
+        """The figures of a finished training, kept as a row of the table; its run keeps the weights of its best epoch."""
         embedder = load_embedder(self.folder / training.name, device=self.device)
         result = Run(self.folder / training.name).result
         row = Row(
@@ -111,16 +111,18 @@ class Ablation:
         )
         rows = self._rows() | {training.name: row}
         write_records(self.folder / ROWS, map(asdict, rows.values()))
+        # Nothing goes on from here, and with the optimiser's state this is most of what a run takes on disk.
+        (self.folder / training.name / LAST).unlink(missing_ok=True)
         return row
 
     @cached_property
     def _test_data(self) -> EvaluationData:
         return EvaluationData(self.test, self.plan.recipe.model.image_size, workers=self.workers)
 
-    def _trainer(self, config: Any, folder: Path, listener: Listener | None = None) -> Trainer:
+    def _trainer(self, config: TrainConfig, folder: Path, listener: Listener | None = None) -> Trainer:
         return Trainer(config, self.manifest, folder, device=self.device, workers=self.workers, listener=listener)
 
-    def _rehearsal(self, config: Any) -> Trainer:
+    def _rehearsal(self, config: TrainConfig) -> Trainer:
         """A training that is only to be timed: its weights do not matter."""
         return self._trainer(override(config, {"model.pretrained": "none"}), self.folder / "rehearsal")
 

@@ -62,8 +62,8 @@ def ablate(
     \b
     tiprctl ablate
     tiprctl ablate synth-pedes --recipe sen --parts tir,triplet,prune --seeds 3
-    tiprctl ablate cuhk-pedes --recipe irra --parts mlm,mask --epochs 10 --budget steps
-    tiprctl ablate synth-pedes --start-epochs 4 --epochs 1.5 --set tir.weight=5 --output runs/quick --json
+    tiprctl ablate cuhk-pedes --recipe irra --parts mlm --budget steps
+    tiprctl ablate --start-epochs 4 --epochs 1.5 --set tir.weight=5 --json
     """
     from tiprctl.ablation.parts import parse_parts
     from tiprctl.recipes import check_names
@@ -101,11 +101,11 @@ def ablate(
 
 def _carry_out(ablation: Ablation) -> None:
     """Train and measure what is left, and say what is going on."""
-    from tiprctl.cli.training_view import TrainingView
+    from tiprctl.cli.training_view import SubsetView
 
     plan = ablation.plan
     render.note(f"{ablation.manifest.dataset}: recipe {plan.recipe.recipe}, {len(plan.subsets)} subsets of its parts")
-    render.note("Costs of a step:")
+    render.note("Costs of a step, measured side by side once:")
     for name, ratio in ablation.ratios.items():
         render.note(f"  {name} x {ratio:.2f}")
     left = [training for training in ablation.trainings if not ablation.is_finished(training)]
@@ -113,7 +113,7 @@ def _carry_out(ablation: Ablation) -> None:
     for number, training in enumerate(left, start=len(ablation.trainings) - len(left) + 1):
         epochs = f"{training.config.epochs:.4g} epochs"
         render.heading(f"{number} of {len(ablation.trainings)}: {training.name}, {epochs}")
-        with TrainingView() as view:
+        with SubsetView() as view:
             _train(ablation, training, view)
 
 
@@ -144,20 +144,21 @@ def _print_tables(ablation: Ablation) -> None:
     from tiprctl.ablation.summary import COMPARED
     from tiprctl.recipes import FIGURES
 
-    numbers = ["epochs", *FIGURES, *(f"{figure} gained" for figure in COMPARED), "cost", "parameters"]
+    numbers = ["epochs", *FIGURES, *(f"{figure} vs plain" for figure in COMPARED), "cost", "parameters"]
     columns = ["subset", *((name, "right") for name in numbers)]
     for budget, summaries in _summaries(ablation).items():
         table = render.table(_title(ablation, budget), columns, (_cells(ablation, summary) for summary in summaries))
         render.result_table(table)
+    render.note("vs plain: mean difference, paired by seed, ± its standard error. cost: a step's time over plain's.")
 
 
 def _title(ablation: Ablation, budget: str) -> str:
     """What the table is of, and how its figures came about."""
-    rows = ablation.rows
-    chosen = "the last epoch" if rows[0].selected_on == "last" else f"the epoch that is best on {rows[0].selected_on}"
+    row = ablation.rows[0]
+    chosen = "the last epoch" if row.selected_on == "last" else f"the epoch best on {row.selected_on}"
     return (
-        f"{ablation.manifest.dataset}, {rows[0].split} split, percent; equal {budget}, {chosen}; "
-        f"means of {ablation.plan.seeds} seeds; gained: over plain, paired by seed, ± standard error"
+        f"{ablation.manifest.dataset}, {row.split} split, percent; "
+        f"equal {budget}, {chosen}, mean over seeds: {ablation.plan.seeds}"
     )
 
 

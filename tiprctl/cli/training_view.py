@@ -48,6 +48,13 @@ class TrainingView(Listener):
                 self.board.add_scalar(name, value, record.epoch)
 
 
+class SubsetView(TrainingView):
+    """The view of one training of an ablation: that the shared start has no weights for the parts is no surprise."""
+
+    def on_warning(self, text: str) -> None:
+        pass
+
+
 def _figures(record: EpochRecord) -> dict[str, float]:
     """The numbers of an epoch, by the names they are shown under."""
     figures = {name: value for name, value in record.losses.items() if "/" not in name}
