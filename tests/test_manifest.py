@@ -154,6 +154,24 @@ def test_find_by_data_set_folder_and_path(tmp_path, monkeypatch):
     assert find_manifest("folder", None).root == crops
 
 
+@pytest.mark.parametrize(
+    ("folder", "dataset", "title"),
+    [
+        ("synth-pedes", "synth-pedes", "synth-pedes"),
+        ("synth-pedes-hard", "synth-pedes", "synth-pedes-hard"),
+        ("CUHK-PEDES", "cuhk-pedes", "cuhk-pedes"),
+        ("CUHK-PEDES-2017", "cuhk-pedes", "cuhk-pedes-2017"),
+        ("drawings", "synth-pedes", "synth-pedes"),
+        ("Crops", "folder", "crops"),
+    ],
+)
+def test_a_title_tells_data_sets_of_one_name_apart(tmp_path, monkeypatch, folder, dataset, title):
+    root = prepare(tmp_path, folder, dataset)
+    assert read_manifest(root).title == title
+    monkeypatch.chdir(root)
+    assert read_manifest(".").title == title
+
+
 def test_the_folder_goes_before_the_data_set_of_that_name(tmp_path):
     hard = prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
     assert find_manifest("synth-pedes", tmp_path).root == hard

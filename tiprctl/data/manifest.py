@@ -53,6 +53,15 @@ class Manifest:
     root: Path
     captions: pd.DataFrame
 
+    @property
+    def title(self) -> str:
+        """What to call it before people: its folder's name where that tells more than the data set's, else the latter.
+
+        It does where it holds the latter, as `synth-pedes-hard`, and for users' own images, which share one name.
+        """
+        name = _folder_name(self.root)
+        return name if self.dataset in name or self.dataset == FOLDER.name else self.dataset
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the rows in their order, wherever the folder lies and whichever library wrote it."""
@@ -156,6 +165,11 @@ def find_manifest(name: str | None, root: Path | None) -> Manifest:
     raise _not_prepared(name, prepared, home)
 
 
+def _folder_name(folder: Path) -> str:
+    """The name of a folder, in lower case, wherever a link to it may stand."""
+    return folder.resolve().name.lower()
+
+
 def _prepared_folders(home: Path) -> list[Path]:
     folders = [home, *sorted(home.iterdir())] if home.is_dir() else []
     return [folder for folder in folders if (folder / FILE_NAME).is_file()]
@@ -165,7 +179,7 @@ def _fitting(name: str | None, prepared: dict[Path, str]) -> list[Path]:
     """The folders of that name or, where there are none, those that hold the data set of that name."""
     if name is None:
         return list(prepared)
-    named = [folder for folder in prepared if folder.resolve().name.lower() == name.lower()]
+    named = [folder for folder in prepared if _folder_name(folder) == name.lower()]
     return named or [folder for folder, dataset in prepared.items() if dataset == name.lower()]
 
 
