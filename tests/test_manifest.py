@@ -173,11 +173,19 @@ def test_a_title_tells_data_sets_of_one_name_apart(tmp_path, monkeypatch, folder
 
 
 def test_the_folder_goes_before_the_data_set_of_that_name(tmp_path):
+    elsewhere = prepare(tmp_path, "drawings", "synth-pedes")
     hard = prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
-    assert find_manifest("synth-pedes", tmp_path).root == hard
+    assert find_manifest("synth-pedes", tmp_path).root == elsewhere
     usual = prepare(tmp_path, "synth-pedes", "synth-pedes")
     assert find_manifest("synth-pedes", tmp_path).root == usual
     assert find_manifest("Synth-Pedes-Hard", tmp_path).root == hard
+
+
+def test_the_usual_name_does_not_mean_the_hard_set(tmp_path):
+    prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
+    with pytest.raises(InputError, match="synth-pedes is not prepared; prepared are: synth-pedes-hard") as caught:
+        find_manifest("synth-pedes", tmp_path)
+    assert caught.value.remedy.startswith("Run `tiprctl prepare synth-pedes` to make")
 
 
 def test_an_explicit_root_goes_before_a_folder_of_that_name_here(tmp_path, monkeypatch):
@@ -202,10 +210,11 @@ def test_find_without_a_name_lists_several(tmp_path):
         find_manifest(None, tmp_path)
     assert caught.value.what.startswith("2 prepared data sets fit: ")
     assert f"cuhk-pedes ({tmp_path / 'CUHK-PEDES'})" in caught.value.what
-    assert f"folder ({tmp_path / 'a'})" in caught.value.what
-    prepare(tmp_path, "b", "folder")
-    with pytest.raises(UsageError, match="2 prepared data sets fit: folder"):
+    assert f"a ({tmp_path / 'a'})" in caught.value.what
+    other = prepare(tmp_path, "B", "folder")
+    with pytest.raises(UsageError, match=r"2 prepared data sets fit: b \(.*\), a \("):
         find_manifest("folder", tmp_path)
+    assert find_manifest("b", tmp_path).root == other
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def find_manifest(name: str | None, root: Path | None) -> Manifest:
     if len(fitting) == 1:
         return read_manifest(fitting[0])
     if fitting:
-        raise _ambiguous({folder: prepared[folder] for folder in fitting}, home)
+        raise _ambiguous(fitting, home)
     raise _not_prepared(name, prepared, home)
 
 
@@ -176,11 +176,18 @@ def _prepared_folders(home: Path) -> list[Path]:
 
 
 def _fitting(name: str | None, prepared: dict[Path, str]) -> list[Path]:
-    """The folders of that name or, where there are none, those that hold the data set of that name."""
+    """The folders of that name or, where there are none, those that hold the data set of that name.
+
+    A folder that is named for another of the built-in data sets holds that one, though they share the name.
+    """
     if name is None:
         return list(prepared)
-    named = [folder for folder in prepared if _folder_name(folder) == name.lower()]
-    return named or [folder for folder, dataset in prepared.items() if dataset == name.lower()]
+    wanted = name.lower()
+    named = [folder for folder in prepared if _folder_name(folder) == wanted]
+    others = COMMANDS.keys() - {wanted}
+    return named or [
+        folder for folder, dataset in prepared.items() if dataset == wanted and _folder_name(folder) not in others
+    ]
 
 
 def _dataset_of(file: Path) -> str:
@@ -201,20 +208,19 @@ def _damaged(file: Path) -> InputError:
     return InputError("The manifest is damaged", where=file, remedy="Prepare the data set again.")
 
 
-def _ambiguous(fitting: dict[Path, str], home: Path) -> UsageError:
-    listed = ", ".join(f"{dataset} ({folder})" for folder, dataset in fitting.items())
+def _ambiguous(fitting: list[Path], home: Path) -> UsageError:
+    listed = ", ".join(f"{_folder_name(folder)} ({folder})" for folder in fitting)
     return UsageError(
-        f"{len(fitting)} prepared data sets fit: {listed}",
-        where=home,
-        remedy="Name one of them, by its name or by its folder.",
+        f"{len(fitting)} prepared data sets fit: {listed}", where=home, remedy="Name one of them by its folder."
     )
 
 
 def _not_prepared(name: str | None, prepared: dict[Path, str], home: Path) -> TiprError:
-    known = {*DATA_SETS, *COMMANDS, *prepared.values()}
+    folders = sorted(_folder_name(folder) for folder in prepared)
+    known = {*DATA_SETS, *COMMANDS, *prepared.values(), *folders}
     if name is not None and name.lower() not in known and not Path(name).is_dir():
         return unknown_name("data set", name, known)
-    beside = f"; prepared are: {', '.join(sorted(set(prepared.values())))}" if prepared else ""
+    beside = f"; prepared are: {', '.join(folders)}" if prepared else ""
     what = f"{name} is not prepared{beside}" if name else "No data set is prepared"
     return InputError(what, where=home, remedy=f"Run {_command(name)}, or name a folder with --root.")
 
