@@ -28,7 +28,7 @@ FLOORS = (
     ),
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
-    ("tiprctl.recipes", "tiprctl.settings", "tiprctl.evaluation", "tiprctl.explanation"),
+    ("tiprctl.recipes", "tiprctl.settings", "tiprctl.starting", "tiprctl.evaluation", "tiprctl.explanation"),
     ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )

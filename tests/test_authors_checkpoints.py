@@ -13,16 +13,17 @@ import torch
 from typer.testing import CliRunner
 
 from tiprctl.cli.app import app
-from tiprctl.config import ModelConfig
+from tiprctl.config import ModelConfig, ObjectiveConfig
 from tiprctl.errors import InputError
 from tiprctl.evaluation import EvaluationData, score
 from tiprctl.images import load_pixels
-from tiprctl.models.building import build_start
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.models.embedder import Embedder
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.weights import read_weights, sizes_of
-from tiprctl.sources import load_embedder, with_start
+from tiprctl.objectives.composition import Composition
+from tiprctl.sources import load_embedder
+from tiprctl.starting import build_start, with_start
 
 CPU = torch.device("cpu")
 SMALL = replace(
@@ -186,9 +187,26 @@ def test_a_training_starts_with_their_towers_at_their_input(tmp_path, monkeypatc
     start = build_start(model, torch.Generator())
     assert start.encoder.clip.config == clip.config
     assert all(map(torch.equal, start.encoder.clip.state_dict().values(), clip.state_dict().values()))
-    classifier = torch.nn.Linear(64, 9)
-    remarks = list(start.load_objectives({"sdm": torch.nn.Identity(), "id": classifier}))
-    assert remarks == [f"id starts from random weights: {tmp_path / 'best.pth'} has none for it"]
+
+
+@pytest.mark.parametrize(("method", "objective", "other"), [("irra", "mlm", "tir"), ("sen", "tir", "mlm")])
+def test_a_training_goes_on_with_their_heads_but_not_with_their_identities(
+    tmp_path, monkeypatch, method, objective, other
+):
+    monkeypatch.setitem(SIZES, "small", published.clip().config)
+    file = save(tmp_path / "best.pth", state_of(published.clip(), method))
+    start = build_start(with_start(ModelConfig(), str(file)), torch.Generator())
+    known = ObjectiveConfig(name="id"), ObjectiveConfig(name=objective, options={"depth": 2})
+    composition = Composition(start.encoder, (*known, ObjectiveConfig(name=other)), identities=9)
+    assert list(start.load_objectives(composition.objectives, "abc")) == [
+        f"id starts from random weights: {file} does not tell whose identities it learnt",
+        f"{other} starts from random weights: {file} has none for it",
+    ]
+    prefixes = getattr(published, method.upper())
+    theirs = published.composition(prefixes, published.arrays(method), *known).objectives
+    taken = composition.objectives[objective].state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in theirs[objective].state_dict().items())
+    assert not torch.equal(composition.objectives["id"].classifier.weight, theirs["id"].classifier.weight)
 
 
 def test_a_training_at_another_input_resizes_their_positions(tmp_path, monkeypatch):

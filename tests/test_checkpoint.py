@@ -21,10 +21,10 @@ from tiprctl.checkpoint import (
 )
 from tiprctl.config import ModelConfig, override, to_dict
 from tiprctl.errors import InputError, UsageError
-from tiprctl.models.building import build_start
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, mark_latest, write_json
 from tiprctl.sources import find_source, load_embedder
+from tiprctl.starting import build_start
 from tiprctl.training import Trainer
 
 CPU = torch.device("cpu")

@@ -13,13 +13,12 @@ from tiprctl.checkpoint import read_checkpoint
 from tiprctl.cli.app import app
 from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError
-from tiprctl.models.building import build_start
 from tiprctl.models.clip import SIZES
 from tiprctl.models.heads import HEADS
 from tiprctl.models.weights import resize_positions
 from tiprctl.progress import Listener
 from tiprctl.runs import BEST, LAST, RUN
-from tiprctl.sources import with_start
+from tiprctl.starting import build_start, with_start
 from tiprctl.training import Trainer
 
 CPU = torch.device("cpu")
@@ -64,10 +63,10 @@ def trainer(cuhk_manifest, tmp_path, monkeypatch):
     """Makes a trainer whose configuration is the recipe's, changed."""
     monkeypatch.setitem(SIZES, "tiny", SMALLEST)
 
-    def make(name, **changes):
+    def make(name, manifest=cuhk_manifest, **changes):
         warned = Warned()
         config = override(tiny.recipe(objectives=[{"name": "itc"}, {"name": "id"}]), changes)
-        return Trainer(config, cuhk_manifest, tmp_path / name, device=CPU, listener=warned), warned.texts
+        return Trainer(config, manifest, tmp_path / name, device=CPU, listener=warned), warned.texts
 
     return make
 
@@ -107,6 +106,23 @@ def test_weights_of_other_shapes_are_not_taken(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr("tiprctl.data.batches.TrainingBatches.identities", 7)
     _, warnings = trainer("second", **{"model.pretrained": str(tmp_path / "first")})
     assert warnings == [f"id starts from random weights: {tmp_path / 'first' / BEST} has others for it"]
+
+
+def test_what_depends_on_the_identities_is_taken_from_the_same_data_alone(trainer, cuhk_manifest, tmp_path):
+    trainer("first")[0].run()
+    captions = cuhk_manifest.captions.assign(pid=cuhk_manifest.captions["pid"] + 1)
+    others = replace(cuhk_manifest, captions=captions)
+    objectives = [{"name": name} for name in ("itc", "id")]
+    changes = {"model.pretrained": str(tmp_path / "first"), "objectives": objectives, "seed": 5}
+    second, warnings = trainer("second", others, **changes)
+    assert warnings == [f"id starts from random weights: {tmp_path / 'first' / BEST} learnt other identities"]
+    tensors, _ = read_checkpoint(tmp_path / "first" / BEST)
+    taken = same(second.composition, tensors)
+    assert {name for name in taken if "objectives" in name} <= {
+        "objectives.itc.log_scale",
+        "objectives.id.classifier.bias",
+    }
+    assert "objectives.itc.log_scale" in taken
 
 
 def test_a_run_that_started_from_another_goes_on_without_it(trainer, tmp_path):
@@ -176,7 +192,7 @@ def test_train_lets_the_input_be_changed(first):
         (["--pretrained", "frist/best.safetensors"], 3, "no such run, checkpoint"),
         (["--pretrained", "data/CUHK-PEDES"], 3, "no such file"),
         (["--pretrained", "data/CUHK-PEDES/reid_raw.json"], 3, "cannot be read"),
-        (["--set", "triplet.margin=0.1"], 2, "Add --aux triplet"),
+        (["--set", "triplet.margin=0.1"], 2, "'triplet' does not take part"),
         (["--aux", "triplet", "--set", "triplet.margin=-1"], 2, "objective triplet"),
         (["--set", "itc.temprature=1"], 2, "Did you mean temperature?"),
         (["--aux", "tir", "--set", "model.image_size=[30,16]"], 2, "objective tir"),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tiprctl.checkpoint import is_own, load_encoder, read_header, weights_fingerprint
+from tiprctl.checkpoint import is_own, load_encoder, weights_fingerprint
 from tiprctl.config import ModelConfig, TrainConfig, from_dict
 from tiprctl.errors import InputError, UsageError
-from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES, ClipConfig
+from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES
 from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.weights import find_weights, fit_clip, is_tag, read_weights, size_name, sizes_of
+from tiprctl.models.weights import find_weights, fit_clip
 from tiprctl.runs import LATEST, RUNS, Run, latest_run
 
 
@@ -86,41 +85,3 @@ def find_source(source: str | Path | None) -> Path | None:
         where=source,
         remedy="Name a run's folder (runs/latest), a checkpoint file, or a tag such as ViT-B-16/openai.",
     )
-
-
-def find_start(pretrained: str) -> Path | None:
-    """The file that a training starts from; None for random weights and tags.
-
-    Raises:
-        UsageError, InputError: as `find_source`.
-    """
-    return None if pretrained == "none" or is_tag(pretrained) else find_source(pretrained)
-
-
-def with_start(model: ModelConfig, pretrained: str) -> ModelConfig:
-    """`model` starting from `pretrained`, with the size and the input that a fine-tuned checkpoint was trained at.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or its size has no name.
-    """
-    file = find_start(pretrained)
-    model = replace(model, pretrained=pretrained if file is None else str(file))
-    if file is None:
-        return model
-    if is_own(file):
-        header = read_header(file)
-        sizes, name = ClipConfig.from_dict(header["clip"]), header["config"]["model"]["name"]
-    else:
-        weights = read_weights(file)
-        if not weights.method:
-            return model
-        sizes = sizes_of(weights)
-        name = size_name(sizes)
-    if name is None:
-        raise InputError(
-            "The checkpoint's encoder is of none of the known sizes",
-            where=file,
-            remedy=f"Start from one of: {', '.join(SIZES)}.",
-        )
-    stride = None if sizes.stride == sizes.patch_size else sizes.stride
-    return replace(model, name=name, image_size=sizes.image_size, stride=stride)

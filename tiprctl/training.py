@@ -30,7 +30,6 @@ from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
 from tiprctl.interrupt import StopFlag, stop_signal
-from tiprctl.models.building import Start, build_start
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
 from tiprctl.optimisation import (
@@ -56,6 +55,7 @@ from tiprctl.runs import (
     write_json,
     write_records,
 )
+from tiprctl.starting import Start, build_start
 from tiprctl.tokenizer import default_tokenizer
 
 OPTIMIZER = "optimizer."
@@ -142,7 +142,7 @@ class Trainer:
             else:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
             composition = Composition(start.encoder, self.config.objectives, identities=self.batches.identities)
-        for remark in start.load_objectives(composition.objectives):
+        for remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
             self.listener.on_warning(remark)
         return composition.to(self.device)
 

@@ -191,7 +191,7 @@ def _configured(asked: Asked, dataset: str) -> TrainConfig:
         render.note(f"{dataset}: {asked.recipe} is fitted to a small encoder from random weights")
     config = with_objectives(config, asked.losses, asked.aux)
     if asked.pretrained:
-        from tiprctl.sources import with_start
+        from tiprctl.starting import with_start
 
         config = replace(config, model=with_start(config.model, asked.pretrained))
     return override(with_settings(config, asked.settings), asked.values)

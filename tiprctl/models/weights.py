@@ -9,7 +9,7 @@ import math
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,26 @@ TOWERS = "base_model."
 """What the published person-retrieval models put before the names of the towers, and of nothing else."""
 RETRIEVAL_HEADS = (("decoder_pred.", "SEN"), ("mlm_head.", "IRRA"), ("", "IRRA or SEN"))
 """Whose training heads lie beside the towers, by the beginning of a name: the first that occurs tells."""
+OBJECTIVES = {
+    "classifier.": "id.classifier.",
+    "ln_pre_t.": "mlm.cross.ln_query.",
+    "ln_pre_i.": "mlm.cross.ln_context.",
+    "cross_attn.": "mlm.cross.attn.",
+    "cross_modal_transformer.": "mlm.transformer.",
+    "ln_post.": "mlm.ln_post.",
+    "mlm_head.": "mlm.head.",
+    "mask_token": "tir.mask_token.weight",
+    "norm_1.": "tir.ln_visible.",
+    "norm_2.": "tir.cross.ln_context.",
+    "norm_4.": "tir.cross.ln_query.",
+    "norm_6.": "tir.ln_attended.",
+    "norm_7.": "tir.ln_post.",
+    "decoder_embed.": "tir.embed.",
+    "decoder_pred.": "tir.pixels.",
+    "cross_attn_Text.": "tir.cross.attn.",
+    "cross_modal_transformer_mae.": "tir.transformer.",
+}
+"""How the training heads of IRRA and SEN begin in their names, and in those of our objectives; the rest is one."""
 RETRIEVAL_INPUTS = ((384, 128), (256, 128))
 """Heights and widths, in pixels, that person-retrieval models are trained at, beside square ones."""
 WRAPPERS = ("state_dict", "model")
@@ -44,13 +64,15 @@ class Weights:
     """The tensors of a checkpoint's towers in OpenAI's names, float32.
 
     `quick_gelu`: the format tells that they want QuickGELU. `method`: whose published code wrote the checkpoint, as in
-    `RETRIEVAL_HEADS`; None where it is no checkpoint of person retrieval.
+    `RETRIEVAL_HEADS`; None where it is no checkpoint of person retrieval. `objectives`: the tensors of its training
+    heads as `OBJECTIVE.PARAMETER`, as far as they are known.
     """
 
     tensors: dict[str, Tensor]
     path: Path
     quick_gelu: bool
     method: str | None = None
+    objectives: dict[str, Tensor] = field(default_factory=dict)
 
 
 def load_pretrained(
@@ -152,7 +174,7 @@ def refit_clip(clip: Clip, image_size: tuple[int, int], stride: int | None) -> C
 def read_weights(path: str | Path) -> Weights:
     """The tensors of a TorchScript archive, a state dict (also wrapped, also prefixed) or a safetensors file.
 
-    Of a checkpoint of IRRA or SEN the towers alone: `base_model.*`.
+    Of a checkpoint of IRRA or SEN the towers, `base_model.*`, apart from the training heads.
 
     Raises:
         InputError: the file is missing, damaged, holds no state dict, or would run code on loading.
@@ -177,8 +199,18 @@ def read_weights(path: str | Path) -> Weights:
     towers = {name.removeprefix(TOWERS): tensor for name, tensor in tensors.items() if name.startswith(TOWERS)}
     if towers:
         method = next(method for head, method in RETRIEVAL_HEADS if any(name.startswith(head) for name in tensors))
-        return Weights(towers, path, quick_gelu=True, method=method)
+        return Weights(towers, path, quick_gelu=True, method=method, objectives=_objectives(tensors))
     return Weights(tensors, path, quick_gelu=is_archive or tensors.keys() >= OPENAI_FIGURES)
+
+
+def _objectives(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The training heads of IRRA and SEN in our names; a mask token `(1, 1, W)` becomes `(1, W)`."""
+    return {
+        ours + name.removeprefix(theirs): tensor[0] if tensor.ndim == 3 else tensor
+        for name, tensor in tensors.items()
+        for theirs, ours in OBJECTIVES.items()
+        if name.startswith(theirs)
+    }
 
 
 def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: int | None = None) -> ClipConfig:

@@ -41,6 +41,8 @@ class Objective(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type]
+    knows_people: ClassVar[bool] = False
+    """Whether its weights stand for the identities of the training data, and so mean nothing for other data."""
 
     def __init__(self, config: Any, spec: EncoderSpec):
         super().__init__()

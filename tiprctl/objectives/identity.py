@@ -21,6 +21,7 @@ class IdentityClassification(Objective):
     """Mean cross-entropy of image and caption features under a shared linear classifier."""
 
     name, Config = "id", IdentityConfig
+    knows_people = True
 
     def __init__(self, config: IdentityConfig, spec: EncoderSpec):
         super().__init__(config, spec)

@@ -1,0 +1,141 @@
+"""What a training starts with: random or published weights, or those of a fine-tuned checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
+from tiprctl.config import ModelConfig
+from tiprctl.errors import InputError
+from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.weights import (
+    check_size,
+    find_weights,
+    fit_clip,
+    is_tag,
+    read_weights,
+    refit_clip,
+    size_name,
+    sizes_of,
+)
+from tiprctl.objectives.base import Objective
+from tiprctl.sources import find_source
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder and, from a fine-tuned checkpoint, the weights of its objectives, `NAME.PARAMETER`; else None.
+
+    `source` is the checkpoint; `data` the fingerprint of the data that it learnt from, where it tells.
+    """
+
+    encoder: DualEncoder
+    objectives: Mapping[str, Tensor] | None = None
+    source: str = ""
+    data: str | None = None
+
+    def load_objectives(self, objectives: Mapping[str, Objective], data: str) -> Iterator[str]:
+        """Give each objective the weights that the checkpoint has for it; says which keep their random ones, and why.
+
+        Args:
+            data: the fingerprint of the data to learn from.
+        """
+        if self.objectives is None:
+            return
+        for name, objective in objectives.items():
+            own = f"{name}."
+            held = {key.removeprefix(own): value for key, value in self.objectives.items() if key.startswith(own)}
+            if obstacle := self._obstacle(objective, held, data):
+                yield f"{name} starts from random weights: {self.source} {obstacle}"
+            else:
+                objective.load_state_dict(held)
+
+    def _obstacle(self, objective: Objective, held: Mapping[str, Tensor], data: str) -> str | None:
+        """Why the objective cannot take over what the checkpoint holds for it; None where it can."""
+        wanted = objective.state_dict()
+        if wanted and not held:
+            return "has none for it"
+        if objective.knows_people and self.data != data:
+            return "learnt other identities" if self.data else "does not tell whose identities it learnt"
+        return None if _shapes(held) == _shapes(wanted) else "has others for it"
+
+
+def find_start(pretrained: str) -> Path | None:
+    """The file that a training starts from; None for random weights and tags.
+
+    Raises:
+        UsageError, InputError: as `find_source`.
+    """
+    return None if pretrained == "none" or is_tag(pretrained) else find_source(pretrained)
+
+
+def with_start(model: ModelConfig, pretrained: str) -> ModelConfig:
+    """`model` starting from `pretrained`, with the size and the input that a fine-tuned checkpoint was trained at.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or its size has no name.
+    """
+    file = find_start(pretrained)
+    model = replace(model, pretrained=pretrained if file is None else str(file))
+    if file is None:
+        return model
+    if is_own(file):
+        header = read_header(file)
+        sizes, name = ClipConfig.from_dict(header["clip"]), header["config"]["model"]["name"]
+    else:
+        weights = read_weights(file)
+        if not weights.method:
+            return model
+        sizes = sizes_of(weights)
+        name = size_name(sizes)
+    if name is None:
+        raise InputError(
+            "The checkpoint's encoder is of none of the known sizes",
+            where=file,
+            remedy=f"Start from one of: {', '.join(SIZES)}.",
+        )
+    stride = None if sizes.stride == sizes.patch_size else sizes.stride
+    return replace(model, name=name, image_size=sizes.image_size, stride=stride)
+
+
+def build_start(model: ModelConfig, generator: torch.Generator) -> Start:
+    """What a configuration asks to start with; random weights are drawn from `generator`.
+
+    Raises:
+        UsageError: the size is unknown. InputError: the weights cannot be had, or are of another size or head.
+    """
+    if model.pretrained == "none":
+        clip = Clip(named_size(model.name).with_input(model.image_size, model.stride))
+        clip.initialise(generator)
+        return Start(DualEncoder(clip, model.head))
+    file = find_start(model.pretrained)
+    if file is not None and is_own(file):
+        return _continued(model, file)
+    weights = find_weights(model.name, file or model.pretrained)
+    clip = fit_clip(weights, model.name, image_size=model.image_size, stride=model.stride)
+    return Start(DualEncoder(clip, model.head), weights.objectives if weights.method else None, model.pretrained)
+
+
+def _continued(model: ModelConfig, file: Path) -> Start:
+    """What a checkpoint that a run wrote holds, at the input of `model`."""
+    encoder, _ = load_encoder(file)
+    check_size(model.name, encoder.clip.config, file)
+    if encoder.head.name != model.head:
+        raise InputError(
+            f"The checkpoint has the head {encoder.head.name}, not {model.head}",
+            where=file,
+            remedy="Start from a checkpoint with that head, or choose a recipe with this one.",
+        )
+    encoder.clip = refit_clip(encoder.clip, model.image_size, model.stride)
+    objectives, header = read_checkpoint(file, OBJECTIVES)
+    return Start(encoder, objectives, str(file), header.get("data_fingerprint"))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
