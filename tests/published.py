@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+import tiny
 import torch
 from torch import Tensor
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.encodings import Encodings
 from tiprctl.models.weights import resize_positions
 from tiprctl.objectives.composition import Composition
+from tiprctl.recipes import RECIPES
 
 REFERENCE = Path(__file__).parent / "reference"
 IDENTITIES = 9
@@ -70,6 +75,62 @@ def clip(image_size: tuple[int, int] = (384, 128), stride: int = 16) -> Clip:
     model = Clip(config)
     model.load_state_dict(state | {"visual.positional_embedding": resize_positions(positions, (14, 14), config.grid)})
     return model.eval()
+
+
+def outputs(reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What came of the authors' forward pass, by their names."""
+    return {key.removeprefix("forward."): value for key, value in reference.items() if key.startswith("forward.")}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward and backward pass of a published recipe: all that it gave, and the captions that it encoded.
+
+    `found` has the figures that every method of the authors returns, by their names.
+    """
+
+    model: Composition
+    enc: Encodings
+    texts: list[Tensor]
+    found: dict[str, Tensor]
+
+
+def step(
+    recipe: str,
+    prefixes: Mapping[str, str],
+    reference: Mapping[str, Tensor],
+    their_losses: Mapping[str, str],
+    drawn: Mapping[str, object],
+) -> Step:
+    """A step of `recipe` with the authors' weights and batch.
+
+    `their_losses` are their names of our objectives' losses; `drawn` the values, by the path of the function that
+    returns them, that replace what is drawn at random or follows from it.
+    """
+    objectives = [
+        replace(objective, options=objective.options | {"depth": 2}) if "depth" in objective.options else objective
+        for objective in RECIPES[recipe].objectives
+    ]
+    model, seen = composition(prefixes, reference, *objectives), []
+    model.objectives["sdm"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = tiny.NoiseBatch(reference["images"], reference["caption_ids"], reference["pids"])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for path, value in drawn.items():
+            monkeypatch.setattr(path, lambda *_, value=value, **__: value)
+        passes = tiny.tower_passes(monkeypatch)
+        losses = model(batch, 0.0, torch.Generator())
+    losses.total.backward()
+    (enc,), classifier = seen, model.objectives["id"].classifier
+    found = {
+        "total_loss": losses.total.detach(),
+        "num_classes": torch.tensor(classifier.out_features),
+        "ret.temperature": torch.tensor(model.objectives["sdm"].config.temperature),
+        "ret.img_acc": (classifier(enc.image).argmax(1) == batch.pids).float().mean(),
+        "ret.txt_acc": (classifier(enc.text).argmax(1) == batch.pids).float().mean(),
+    }
+    for objective in objectives:
+        found[f"ret.{their_losses[objective.name]}_loss"] = objective.weight * losses.parts[objective.name]
+    return Step(model, enc, passes["encode_text"], found)
 
 
 def composition(prefixes: Mapping[str, str], state: Mapping[str, Tensor], *objectives: ObjectiveConfig) -> Composition:

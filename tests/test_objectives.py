@@ -5,6 +5,7 @@ import torch
 from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
 from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, sdm_loss, triplet_loss
+from tiprctl.models.masking import grey
 from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.objectives.base import Role
 from tiprctl.objectives.composition import Composition
@@ -15,10 +16,14 @@ def generator():
 
 
 def compose(*configs):
+    torch.manual_seed(0)
     return Composition(tiny.encoder(), configs, identities=3)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+EACH = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+@EACH
 def test_the_table_names_each_objective_as_it_names_itself(name):
     assert find_objective(name).name == name
 
@@ -47,11 +52,49 @@ def test_objectives_take_part_in_their_share_of_the_training():
     assert names == [{"itc", "itc/logit_scale"}] * 2 + [{"sdm"}] * 2
 
 
-def test_gradients_reach_both_towers_and_the_objectives_own_parameters():
-    composition = compose(*tiny.objectives("sdm", "itc", "id"))
+@EACH
+def test_gradients_reach_both_towers_and_all_of_its_own_parameters(name):
+    composition = compose(*tiny.objectives(name))
     composition(tiny.batch(), 0.0, generator()).total.backward()
-    missing = [name for name, parameter in composition.named_parameters() if parameter.grad is None]
-    assert missing == []
+    unmoved = [n for n, p in composition.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert unmoved == []
+
+
+@EACH
+def test_steps_bring_the_loss_down_and_leave_the_batch_alone(name):
+    composition, batch, before = compose(*tiny.objectives(name)), tiny.batch(), tiny.batch()
+    optimizer = torch.optim.Adam(composition.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = composition(batch, 0.0, generator()).total
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
+    for field in ("pixels", "token_ids", "pids"):
+        assert torch.equal(getattr(batch, field), getattr(before, field))
+
+
+@EACH
+def test_half_precision_computes_the_loss_in_full(name):
+    composition, batch = compose(*tiny.objectives(name)), tiny.batch()
+    full = composition(batch, 0.0, generator()).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = composition(batch, 0.0, generator()).total
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.02, atol=0)
+
+
+def test_restoration_and_words_together_encode_each_image_and_caption_once_whole_and_once_masked(monkeypatch):
+    composition, batch = compose(*tiny.objectives("sdm", "id", "triplet", "tir", "mlm")), tiny.batch()
+    passes = tiny.tower_passes(monkeypatch)
+    losses = composition(batch, 0.0, generator())
+    pixels, masked_pixels = passes["encode_image"]
+    token_ids, masked_ids = passes["encode_text"]
+    assert torch.equal(pixels, batch.pixels) and torch.equal(masked_pixels, grey(batch.pixels))
+    assert torch.equal(token_ids, batch.token_ids) and not torch.equal(masked_ids, batch.token_ids)
+    assert losses.parts.keys() == {"sdm", "id", "triplet", "tir", "mlm", "mlm/accuracy"}
 
 
 def test_the_contrast_temperature_is_learned_and_bounded():
@@ -85,13 +128,6 @@ def test_a_batch_of_one_identity_or_of_mixed_ones_gives_finite_losses(pids):
     batch.pids = torch.tensor(pids)
     losses = compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator())
     assert torch.isfinite(losses.total)
-
-
-def test_the_batch_is_unchanged():
-    batch, before = tiny.batch(), tiny.batch()
-    compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator()).total.backward()
-    for field in ("pixels", "token_ids", "pids"):
-        assert torch.equal(getattr(batch, field), getattr(before, field))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0.2, 1.0), (0.0, 0.7)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -57,3 +58,17 @@ def recipe(**changes: object) -> TrainConfig:
 
 def objectives(*names: str) -> tuple[ObjectiveConfig, ...]:
     return tuple(ObjectiveConfig(name=name) for name in names)
+
+
+def tower_passes(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tensor]]:
+    """What goes into `Clip.encode_image` and `Clip.encode_text` from now on, in order, by the method's name."""
+    passes: dict[str, list[Tensor]] = {"encode_image": [], "encode_text": []}
+    for name, inputs in passes.items():
+        original = getattr(Clip, name)
+
+        def spy(self, first, *args, inputs=inputs, original=original, **kwargs):
+            inputs.append(first)
+            return original(self, first, *args, **kwargs)
+
+        monkeypatch.setattr(Clip, name, spy)
+    return passes
