@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -23,12 +24,35 @@ def test_override_changes_what_is_named_and_nothing_else():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("optim.lr", -1.0), ("augment.flip", 1.5), ("amp", "fp8"), ("model.head", 3), ("batch_size", 1)],
+    [
+        ("epochs", 0),
+        ("optim.lr", -1.0),
+        ("optim.betas", [1, 0.5]),
+        ("optim.betas", [0.9, 1]),
+        ("augment.flip", 1.5),
+        ("augment.erase_area", [0.4, 1.1]),
+        ("captions.prune", math.nan),
+        ("amp", "fp8"),
+        ("model.head", 3),
+        ("batch_size", 1),
+        ("seed", 2**63),
+    ],
 )
 def test_bad_values_are_named(field, value):
     with pytest.raises(UsageError) as raised:
         override(RECIPES["synth"], {field: value})
     assert field in str(raised.value)
+
+
+def test_the_largest_area_to_erase_is_not_below_the_smallest():
+    assert AugmentConfig(erase_area=(0.1, 0.1)).erase_area == (0.1, 0.1)
+    with pytest.raises(UsageError, match=r"augment: .*erase_area would go from 0.4 down to 0.1"):
+        override(RECIPES["synth"], {"augment.erase_area": [0.4, 0.1]})
+
+
+def test_an_objective_cannot_take_part_twice():
+    with pytest.raises(UsageError, match="an objective is named twice: sdm"):
+        override(RECIPES["synth"], {"objectives": [{"name": name} for name in ("sdm", "id", "sdm")]})
 
 
 def test_unknown_fields_are_refused():

@@ -12,6 +12,7 @@ from tiprctl.errors import UsageError
 
 T = TypeVar("T")
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -55,7 +56,8 @@ class AugmentConfig:
     """Random changes to the training images; the order of the fields is the order of application.
 
     `erase_fill`: `mean` hides a rectangle under the mean colour; `published` fills with the mean's numbers *after*
-    normalisation, as the code of IRRA and SEN does (so not the mean colour).
+    normalisation, as the code of IRRA and SEN does (so not the mean colour). `erase_area`: the smallest and the
+    largest share of the image that is hidden.
     """
 
     flip: Fraction = 0.5
@@ -64,6 +66,11 @@ class AugmentConfig:
     erase: Fraction = 0.5
     erase_area: tuple[Fraction, Fraction] = (0.02, 0.4)
     erase_fill: Literal["mean", "published"] = "mean"
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.erase_area
+        if smallest > largest:
+            raise ValueError(f"erase_area would go from {smallest} down to {largest}")
 
 
 @frozen
@@ -107,7 +114,7 @@ class OptimConfig:
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Positive = 1e-5
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-3
     weight_decay: NonNegative = 4e-5
     decay_vectors: bool = True
@@ -135,9 +142,14 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     epochs: Positive = 60
     batch_size: Annotated[int, Field(ge=2)] = 128
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
     select_on: Literal["auto", "val", "test", "last"] = "auto"
+
+    def __post_init__(self) -> None:
+        names = [objective.name for objective in self.objectives]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"an objective is named twice: {', '.join(sorted(twice))}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
