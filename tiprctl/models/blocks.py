@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tiprctl.models.clip import LayerNorm, Transformer
-
-HEAD_WIDTH = 64
+from tiprctl.models.clip import HEAD_WIDTH, LayerNorm, Transformer
 
 
 def caption_mask(token_ids: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from tiprctl.errors import UsageError, unknown_name
 
 POSITION_STD = 0.02
+HEAD_WIDTH = 64
+"""How wide the attention heads of all published sizes are."""
 QUICK_GELU_SUFFIX = "-quickgelu"
 
 
@@ -94,7 +96,7 @@ class ClipConfig:
 
 
 def _published(patch: int, vision: tuple[int, int], text: tuple[int, int], embed_dim: int) -> ClipConfig:
-    """A published size at 384 x 128 pixels, the input of person retrieval; (width, layers) a tower, heads 64 wide."""
+    """A published size at 384 x 128 pixels, the input of person retrieval; (width, layers) a tower."""
     (vision_width, vision_layers), (text_width, text_layers) = vision, text
     return ClipConfig(
         embed_dim=embed_dim,
@@ -103,10 +105,10 @@ def _published(patch: int, vision: tuple[int, int], text: tuple[int, int], embed
         stride=patch,
         vision_width=vision_width,
         vision_layers=vision_layers,
-        vision_heads=vision_width // 64,
+        vision_heads=vision_width // HEAD_WIDTH,
         text_width=text_width,
         text_layers=text_layers,
-        text_heads=text_width // 64,
+        text_heads=text_width // HEAD_WIDTH,
     )
 
 

@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tiprctl.errors import InputError, TiprError, UsageError
-from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES, Clip, ClipConfig, named_size
+from tiprctl.models.clip import HEAD_WIDTH, QUICK_GELU_SUFFIX, SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.registry import find_pretrained, registry_entry
 from tiprctl.models.torchscript import is_torchscript, read_torchscript, refusal
 
-HEAD_WIDTH = 64
 PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and `torch.compile` put before a model's names."""
 TOWERS = "base_model."
@@ -214,7 +213,7 @@ def _objectives(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: int | None = None) -> ClipConfig:
-    """The sizes that the tensors' shapes tell; an attention head is 64 wide unless told.
+    """The sizes that the tensors' shapes tell; an attention head is `HEAD_WIDTH` wide unless told.
 
     The input is what explains the number of positions: the square image of pretraining, or one of `RETRIEVAL_INPUTS`;
     where nothing does, a single patch.
