@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from tiprctl.cli import augment
 from tiprctl.cli.app import app
+from tiprctl.data.manifest import write_manifest
 from tiprctl.data.pruning import FILE_NAME, PARTIAL_NAME, read_pruned
 from tiprctl.data.tagging import TAGGERS
 
@@ -60,6 +62,21 @@ def test_a_second_run_says_that_all_is_done(root):
     again = run("--root", root)
     assert "There already is" in again.stderr
     assert json.loads(run("--root", root, "--json").stdout)["tagged_now"] == 0
+
+
+def test_a_file_that_was_only_to_be_finished_is_written(root):
+    run("--root", root)
+    (root / FILE_NAME).rename(root / PARTIAL_NAME)
+    assert "Wrote" in run("--root", root).stderr
+
+
+def test_only_captions_without_a_word_to_keep_count_as_left_whole(cuhk_manifest, monkeypatch):
+    kinds = {"they": "p", "walking quickly away": "...", "red coat": "an", "walking": "."}
+    captions = cuhk_manifest.captions.iloc[:4].assign(split="train", caption=list(kinds))
+    write_manifest(replace(cuhk_manifest, captions=captions))
+    monkeypatch.setattr("tiprctl.data.pruning.classify", lambda caption, tagger: kinds[caption])
+    document = json.loads(run("--root", cuhk_manifest.root, "--json").stdout)
+    assert (document["captions"], document["left_whole"]) == (4, 2)
 
 
 def test_another_tagger_is_taken_when_asked(root):

@@ -53,18 +53,18 @@ def augment(
         render.warning("What was tagged is saved; the same command goes on from there.")
         raise
     captions = manifest.split("train").captions
-    document = {**_summary(manifest, captions, done), "tagged_now": view.tagged}
+    document = {**_summary(manifest, captions, done), "tagged_now": view.tagged or 0}
     document["examples"] = _examples(captions, done.pruned, preview)
     if json:
         render.result_json(document)
     else:
-        _print(document)
+        _print(document, written=view.tagged is not None)
 
 
 class _View:
-    """Shows the tagging and remembers how much of it there was."""
+    """Shows the tagging and remembers how many captions it was left to do; None where the file stood already."""
 
-    tagged = 0
+    tagged: int | None = None
 
     def progress(self, total: int, done: int) -> AbstractContextManager[Any]:
         if done:
@@ -74,8 +74,12 @@ class _View:
 
 
 def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> dict[str, Any]:
-    """Where the file is, what made it, and how much it keeps; words are what white space divides."""
+    """Where the file is, what made it, and how much it keeps; words are what white space divides.
+
+    `left_whole` counts the captions without a word to keep, which stay as they are.
+    """
     from tiprctl.data.pruning import FILE_NAME
+    from tiprctl.data.tagging import OTHER
 
     before, after = (sum(len(text.split()) for text in texts) for texts in (captions, done.pruned))
     return {
@@ -85,7 +89,7 @@ def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> d
         "version": done.origin.version,
         "captions": len(captions),
         "words_kept": after / before,
-        "left_whole": sum(whole == pruned for whole, pruned in zip(captions, done.pruned)),
+        "left_whole": sum(set(classes) <= {OTHER} for classes in done.classes),
     }
 
 
@@ -96,12 +100,12 @@ def _examples(captions: list[str], pruned: list[str], count: int) -> list[dict[s
     return [{"caption": caption, "pruned": short} for caption, short in pairs]
 
 
-def _print(document: dict[str, Any]) -> None:
+def _print(document: dict[str, Any], *, written: bool) -> None:
     if document["examples"]:
         rows = [tuple(example.values()) for example in document["examples"]]
         render.result_table(render.table(document["dataset"], ("caption", "pruned"), rows))
     rows = [(f"{document['captions']:,}", f"{document['words_kept']:.1%}", f"{document['left_whole']:,}")]
     headings = [(heading, "right") for heading in ("captions", "words kept", "left whole")]
     render.result_table(render.table(None, headings, rows))
-    what = "Wrote" if document["tagged_now"] else "There already is"
+    what = "Wrote" if written else "There already is"
     render.note(f"{what} {document['file']}, made with {document['tagger']} {document['version']}.")
