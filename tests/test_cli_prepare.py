@@ -223,7 +223,7 @@ def test_synth_pedes_is_drawn_once(tmp_path, drawings):
     other = run("synth-pedes", "--root", root)
     assert other.exit_code == 3
     assert "drawn with ids 4, val_ids 2, test_ids 2, seed 0" in other.stderr
-    assert "`tiprctl prepare synth-pedes --force`" in other.stderr
+    assert f"`tiprctl prepare synth-pedes --root {root} --force`" in other.stderr
     assert run("synth-pedes", "--root", root, "--force", "--seed", 1).exit_code == 0
     assert drawings[1:] == [{"ids": 3000, "val_ids": 100, "test_ids": 200, "seed": 1, "hard": False}]
 
@@ -242,7 +242,8 @@ def test_the_hard_one_stands_beside_the_usual_one(tmp_path, drawings, monkeypatc
     usual = run("synth-pedes", "--root", tmp_path / "data/synth-pedes", "--hard")
     assert usual.exit_code == 3
     assert "seed 0, hard False" in usual.stderr
-    assert "`tiprctl prepare synth-pedes --hard --force`" in usual.stderr
+    remedy = f"`tiprctl prepare synth-pedes --hard --root {tmp_path / 'data/synth-pedes'} --force`"
+    assert remedy in usual.stderr
 
 
 def test_a_record_that_does_not_speak_of_hard_is_the_usual_one(tmp_path, drawings):

@@ -44,10 +44,11 @@ def draw(
     if standing == drawing.record and not force:
         return False
     if standing is not None and standing["complete"] and not force:
+        command = COMMANDS[drawing.dataset.folder]
         raise InputError(
             f"Another synth-pedes stands here, drawn with {_arguments(standing)}",
             where=folder,
-            remedy=f"Draw it anew with `{COMMANDS[drawing.dataset.folder]} --force`, or choose another folder with --root.",
+            remedy=f"Draw it anew with `{command} --root {folder} --force`, or choose another folder with --root.",
         )
     # A manifest of the old drawings, or a record that calls half a set complete, must not outlive an interruption.
     write_text(folder / RECORD_FILE, json.dumps({**drawing.record, "complete": False}))
