@@ -83,7 +83,10 @@ def _load_restorer(run: str | None, device: str | None) -> Restorer:
 
 
 def _print(explanation: Explanation, about: dict[str, Any], json: bool) -> None:
-    """The squared error of the hidden patches (normalised pixels) with each text; in JSON also how the patches look at each word."""
+    """The squared error of the hidden patches (normalised pixels) with each text.
+
+    In JSON also how the patches look at each word.
+    """
     hidden, patches = int(explanation.hidden.sum()), explanation.hidden.size
     if json:
         restored = [{"text": one.text, "error": one.error} for one in explanation.restored]

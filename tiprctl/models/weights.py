@@ -254,7 +254,8 @@ def sizes_of(weights: Weights, *, vision_heads: int | None = None, text_heads: i
     if found is None and weights.method:
         inputs = ", ".join(f"{height} x {width}" for height, width in RETRIEVAL_INPUTS)
         raise InputError(
-            f"The checkpoint is made for {patches} patches of {patch} pixels: no image of {inputs} or a square has so many",
+            f"The checkpoint is made for {patches} patches of {patch} pixels: "
+            f"no image of {inputs} or a square has so many",
             where=weights.path,
             remedy="Give a checkpoint that was trained on such images.",
         )

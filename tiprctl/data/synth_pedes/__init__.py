@@ -1,7 +1,8 @@
 """`synth-pedes`, the built-in data set: pedestrians drawn procedurally and described in English.
 
-There are two of it, the usual one and a hard one of look-alikes, in folders of their own. This module says what it is, without importing what draws it: `drawing` puts it on disk in the layout of CUHK-PEDES,
-so that the reader of the real set reads it; `oracle` measures how hard it is.
+There are two of it, the usual one and a hard one of look-alikes, in folders of their own. This module says what it is,
+without importing what draws it: `drawing` puts it on disk in the layout of CUHK-PEDES, so that the reader of the real
+set reads it; `oracle` measures how hard it is.
 """
 
 from __future__ import annotations
