@@ -44,6 +44,16 @@ def cuhk_manifest(cuhk_root: Path) -> Manifest:
     return manifest
 
 
+@pytest.fixture
+def home(cuhk_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the miniature CUHK-PEDES under ./data."""
+    (tmp_path / "data").mkdir()
+    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return tmp_path
+
+
 def _save_person(path: Path, colour: str, *, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).normal(0, 12, (48, 24, 3))

@@ -10,9 +10,8 @@ import published
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
+from console import run
 
-from tiprctl.cli.app import app
 from tiprctl.config import ModelConfig, ObjectiveConfig
 from tiprctl.errors import InputError
 from tiprctl.evaluation import EvaluationData, score
@@ -61,12 +60,6 @@ def small_clip(seed=0, **changes):
     clip = Clip(replace(SMALL, **changes))
     clip.initialise(torch.Generator().manual_seed(seed))
     return clip.eval()
-
-
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
 
 
 @pytest.mark.parametrize("method", ["irra", "sen"])

@@ -3,19 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
+import console
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
 
 from tiprctl.checkpoint import encoder_header, save_checkpoint
-from tiprctl.cli.app import app
 from tiprctl.config import to_dict
 from tiprctl.data.manifest import Manifest, write_manifest
 from tiprctl.evaluation import EvaluationData, score
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
+
+run = partial(console.run, "eval")
 
 
 @pytest.fixture
@@ -32,12 +34,6 @@ def model(cuhk_manifest, tmp_path, monkeypatch):
     file = tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors"
     save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
     return file.name
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def other_data(manifest, folder):
@@ -82,10 +78,9 @@ def test_queries_without_a_match_are_counted(model, monkeypatch):
 
 
 def refused(*arguments):
-    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
-    assert result.exit_code == 3, result.output
-    assert "Model:" not in result.stderr, "it was looked at before the first model was loaded"
-    return result.stderr
+    said = run(*arguments, exit_code=3).stderr
+    assert "Model:" not in said, "it was looked at before the first model was loaded"
+    return said
 
 
 def test_what_cannot_be_found_or_written_is_said_at_once(model, tmp_path):

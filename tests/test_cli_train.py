@@ -7,28 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from console import run
 
-from tiprctl.cli.app import app
 from tiprctl.data.manifest import Manifest, write_manifest
 
 MINIATURE = ["--model", "tiny", "--pretrained", "none", "--recipe", "synth", "--epochs", "1", "--batch-size", "4"]
-
-
-@pytest.fixture
-def home(cuhk_manifest, tmp_path, monkeypatch):
-    """A working folder with the miniature CUHK-PEDES under ./data."""
-    (tmp_path / "data").mkdir()
-    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
-    return tmp_path
-
-
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
 
 
 @pytest.fixture

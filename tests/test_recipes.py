@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from typer.testing import CliRunner
+from console import run
 
-from tiprctl.cli.app import app
 from tiprctl.config import ObjectiveConfig, OptimConfig, to_dict
 from tiprctl.models.clip import SIZES, named_size
 from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows
@@ -17,12 +16,6 @@ from tiprctl.settings import with_settings
 
 LITERATURE = [name for name in RECIPES if name.startswith(("irra", "sen"))]
 WITH_PRUNING = {"sen", "sen-published", "sen-xl"}
-
-
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == exit_code, result.output
-    return result
 
 
 def weights(config):

@@ -2,15 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import console
 import pytest
 import tiny
 import torch
-from typer.testing import CliRunner
 
 from tiprctl.checkpoint import read_checkpoint
-from tiprctl.cli.app import app
 from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError
 from tiprctl.models.clip import SIZES
@@ -20,6 +20,8 @@ from tiprctl.progress import Listener
 from tiprctl.runs import BEST, LAST, RUN
 from tiprctl.starting import build_start, with_start
 from tiprctl.training import Trainer
+
+run = partial(console.run, "train")
 
 CPU = torch.device("cpu")
 SMALLEST = replace(tiny.CLIP, vocab_size=49408, quick_gelu=False)
@@ -34,21 +36,11 @@ class Warned(Listener):
         self.texts.append(text)
 
 
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
-    assert result.exit_code == exit_code, result.output
-    return result
-
-
 @pytest.fixture
-def home(cuhk_manifest, tmp_path, monkeypatch):
-    """A working folder with the miniature CUHK-PEDES under ./data, and a size `tiny` that trains in no time."""
-    (tmp_path / "data").mkdir()
-    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+def home(home, monkeypatch):
+    """With a size `tiny` that trains in no time."""
     monkeypatch.setitem(SIZES, "tiny", SMALLEST)
-    return tmp_path
+    return home
 
 
 @pytest.fixture
