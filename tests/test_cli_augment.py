@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import console
 import pytest
-from typer.testing import CliRunner
 
 from tiprctl.cli import augment
-from tiprctl.cli.app import app
 from tiprctl.data.manifest import write_manifest
 from tiprctl.data.pruning import FILE_NAME, PARTIAL_NAME, read_pruned
 from tiprctl.data.tagging import TAGGERS
+
+run = partial(console.run, "augment", "--workers", 1)
 
 
 @pytest.fixture
@@ -21,12 +23,6 @@ def root(cuhk_manifest, monkeypatch):
     monkeypatch.chdir(cuhk_manifest.root.parent)
     monkeypatch.delenv("TIPRCTL_DATA", raising=False)
     return cuhk_manifest.root
-
-
-def run(*arguments: object, exit_code: int = 0):
-    result = CliRunner().invoke(app, ["augment", *map(str, arguments), "--workers", "1"])
-    assert result.exit_code == exit_code, result.output
-    return result
 
 
 def test_captions_are_shown_before_and_after_with_the_totals(root, cuhk_manifest):
@@ -125,9 +121,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(root, monkeypa
 
 def test_training_without_the_file_says_how_to_make_it(root):
     arguments = ["train", "--root", str(root), "--recipe", "synth", "--set", "captions.prune=0.2", "--batch-size", "4"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 3, result.output
-    assert f"tiprctl augment {root}" in result.stderr
+    assert f"tiprctl augment {root}" in console.run(*arguments, exit_code=3).stderr
     assert not any(Path("runs").glob("*"))
 
 
