@@ -3,9 +3,9 @@
 import pytest
 
 from tiprctl.config import ObjectiveConfig
-from tiprctl.errors import UsageError
+from tiprctl.errors import InputError, UsageError
 from tiprctl.recipes import RECIPES
-from tiprctl.settings import with_settings
+from tiprctl.settings import resolve, with_settings
 
 SEN = RECIPES["sen"]
 
@@ -69,11 +69,11 @@ def test_settings_are_judged_together():
             r"no setting of triplet named 'margn'\n--set\nDid you mean margin\? Choices: margin, start",
         ),
         ("tirr.weight=1", r"no place named 'tirr'\n--set\nDid you mean tir\?"),
-        ("mlm.weight=1", r"objective 'mlm' does not take part in this training\n--set\nAdd --aux mlm"),
+        ("mlm.weight=1", r"objective 'mlm' does not take part in this training\n--set\nName it in --losses or --aux"),
         ("captions.prun=1", r"Did you mean prune\? Choices: prune, "),
         ("epoch=1", r"Did you mean epochs\?"),
-        ("objectives=[]", "no setting named 'objectives'"),
-        ("recipe=clip", "no setting named 'recipe'"),
+        ("objectives=[]", r"objectives cannot be set this way\n--set\nUse --losses or --aux"),
+        ("recipe=clip", r"recipe cannot be set this way\n--set\nUse --recipe"),
         ("tir=5", "no setting named 'tir'"),
         ("captions.prune.now=1", "no place named 'captions.prune'"),
         ("captions.prune=1.5", r"captions.prune: .*less than or equal to 1"),
@@ -90,3 +90,18 @@ def test_settings_are_judged_together():
 def test_what_cannot_be_set_is_explained(setting, message):
     with pytest.raises(UsageError, match=message):
         with_settings(SEN, [setting])
+
+
+def test_what_other_options_decide_is_fixed():
+    with pytest.raises(UsageError, match=r"seed cannot be set this way\n--set\nUse --seeds"):
+        with_settings(SEN, ["seed=7"], fixed={"seed": "--seeds"})
+
+
+def test_a_start_that_is_not_there_is_refused_however_it_is_named():
+    for settings, pretrained in ([["model.pretrained=nope.pth"], None], [[], "nope.pth"]):
+        with pytest.raises(InputError, match=r"no such run, checkpoint or pretrained CLIP\nnope.pth"):
+            resolve(SEN, settings, pretrained=pretrained)
+
+
+def test_the_option_for_the_start_wins_over_the_setting():
+    assert resolve(SEN, ["model.pretrained=nope.pth"], pretrained="none").model.pretrained == "none"

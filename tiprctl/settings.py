@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
-from tiprctl.config import ObjectiveConfig, TrainConfig, from_dict, to_dict
+from tiprctl.config import ObjectiveConfig, TrainConfig, from_dict, override, to_dict
 from tiprctl.errors import UsageError, unknown_name
 from tiprctl.objectives import OBJECTIVES, find_objective
+from tiprctl.starting import with_start
 
 OPTION = "--set"
 SHARED = ("weight", "start", "stop")
 """What can be set of every objective, beside its own options."""
-FIXED = ("recipe", "objectives")
-"""What a setting cannot change: `--recipe`, `--losses` and `--aux` do."""
+FIXED = MappingProxyType({"recipe": "--recipe", "objectives": "--losses or --aux"})
+"""What a setting cannot change in `train`, and the options that do."""
 
 
-def with_settings(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
+def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mapping[str, str] = FIXED) -> TrainConfig:
     """`config` changed as the settings say, all at once: `triplet.margin=0.1`, `tir.weight=5`, `captions.prune=0.3`.
 
     A key names an objective's weight, start, stop or option, or a value of the configuration. A value is JSON where it
-    parses as such, else text.
+    parses as such, else text. `fixed` names what other options of a command decide, and these.
 
     Raises:
         UsageError: a setting is malformed, names nothing that there is (the choices are listed), or is out of range.
@@ -31,6 +33,14 @@ def with_settings(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
     objectives = {objective["name"]: objective for objective in values["objectives"]}
     for key, value in map(_parse, settings):
         place, _, leaf = key.rpartition(".")
+        if key in fixed:
+            raise UsageError(f"The {key} cannot be set this way", where=OPTION, remedy=f"Use {fixed[key]}.")
+        if place in OBJECTIVES.keys() - objectives:
+            raise UsageError(
+                f"The objective {place!r} does not take part in this training",
+                where=OPTION,
+                remedy=f"Name it in {fixed['objectives']}.",
+            )
         holders = _holders(values, objectives, place)
         if leaf not in holders:
             raise _unknown(f"setting of {place}" if place else "setting", leaf, holders)
@@ -41,6 +51,27 @@ def with_settings(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
         if objective["options"]:
             from_dict(find_objective(name).Config, objective["options"], where=where)
     return from_dict(TrainConfig, values, where=OPTION)
+
+
+def resolve(
+    config: TrainConfig,
+    settings: Iterable[str],
+    *,
+    pretrained: str | None = None,
+    fixed: Mapping[str, str] = FIXED,
+) -> TrainConfig:
+    """`config` at the size and input of the checkpoint that it starts from, then changed as the settings say.
+
+    `pretrained` is where the weights start; None leaves that to the settings and `config`.
+
+    Raises:
+        UsageError: as `with_settings`. InputError: there is no such start, or it cannot be read.
+    """
+    settings = list(settings)
+    asked = with_settings(config, settings, fixed=fixed)
+    model = with_start(config.model, pretrained or asked.model.pretrained)
+    changed = with_settings(replace(config, model=model), settings, fixed=fixed)
+    return override(changed, {"model.pretrained": model.pretrained})
 
 
 def _parse(setting: str) -> tuple[str, Any]:
@@ -66,10 +97,6 @@ def _holders(values: dict[str, Any], objectives: dict[str, Any], place: str) -> 
     parts = {name: part for name, part in values.items() if isinstance(part, dict)}
     if place in parts:
         return dict.fromkeys(parts[place], parts[place])
-    if place in OBJECTIVES:
-        raise UsageError(
-            f"The objective {place!r} does not take part in this training", where=OPTION, remedy=f"Add --aux {place}."
-        )
     if place:
         raise _unknown("place", place, (*objectives, *parts))
     return {name: values for name in values if name not in (*parts, *FIXED)}
