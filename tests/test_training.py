@@ -13,7 +13,9 @@ from tiprctl.checkpoint import read_checkpoint, read_header
 from tiprctl.config import override
 from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest
+from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import InputError, TrainingError, UsageError
+from tiprctl.evaluation import evaluate
 from tiprctl.optimisation import schedule_factor
 from tiprctl.progress import Listener
 from tiprctl.runs import BEST, LAST, METRICS, RESULT, Run, latest_run
@@ -70,7 +72,6 @@ def test_a_training_leaves_a_complete_run(cuhk_manifest, tmp_path):
     assert "git_commit" in run.info
     assert [record["epoch"] for record in metrics(run.folder)] == [1, 2]
     assert read_header(run.checkpoint)["epoch"] == result.epoch
-    assert (tmp_path / "latest").resolve() == run.folder.resolve()
     assert latest_run(tmp_path).folder == run.folder
 
 
@@ -78,6 +79,17 @@ def test_training_learns(cuhk_manifest, tmp_path):
     trainer(cuhk_manifest, tmp_path, epochs=12, **{"objectives": [{"name": "id"}], "optim.lr": 5e-3}).run()
     losses = [record["losses"]["id"] for record in metrics(tmp_path)]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_ctrl_c_in_the_last_evaluation_finishes_and_is_told(cuhk_manifest, tmp_path, monkeypatch):
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*given)
+
+    monkeypatch.setattr("tiprctl.training.evaluate", interrupted)
+    result = trainer(cuhk_manifest, tmp_path, epochs=1).run()
+    assert (result.interrupted, result.epoch) == (True, 1)
+    assert (tmp_path / RESULT).exists()
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5])
@@ -160,6 +172,18 @@ def test_other_data_are_refused_on_resume(cuhk_manifest, tmp_path):
         trainer(other, tmp_path)
 
 
+@pytest.mark.parametrize("captions", [{"prune": 0.2}, {"mask_content": 0.3}])
+def test_other_pruned_captions_are_refused_on_resume(cuhk_manifest, tmp_path, captions):
+    changes = {f"captions.{name}": value for name, value in captions.items()}
+    prune_captions(cuhk_manifest, "hanta")
+    trainer(cuhk_manifest, tmp_path / "run", Interrupting(after=1), **changes).run()
+    trainer(cuhk_manifest, tmp_path / "plain", Interrupting(after=1)).run()
+    prune_captions(cuhk_manifest, "textblob")
+    with pytest.raises(InputError, match=r"pruned by hanta .*, now they are by textblob[\s\S]*--tagger hanta"):
+        trainer(cuhk_manifest, tmp_path / "run", **changes)
+    trainer(cuhk_manifest, tmp_path / "plain")
+
+
 @pytest.mark.parametrize("every", [1, 3, 20])
 def test_a_loss_that_is_not_finite_stops_with_step_and_objective(cuhk_manifest, tmp_path, monkeypatch, every):
     monkeypatch.setattr("tiprctl.training.CHECK_EVERY", every)
@@ -215,7 +239,7 @@ def test_running_out_of_memory_names_the_step_and_what_helps(cuhk_manifest, tmp_
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training.composition, "forward", exhausted)
-    with pytest.raises(TrainingError, match=r"out of memory at step 1[\s\S]*--batch-size"):
+    with pytest.raises(TrainingError, match=r"out of memory at step 1[\s\S]*batch_size"):
         training.run()
 
 

@@ -41,7 +41,10 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training came to. `selected_on` is `val`, `test` or `last`; seconds count this process alone."""
+    """What a training came to. `selected_on` is `val`, `test` or `last`; seconds count this process alone.
+
+    `interrupted`: Ctrl-C was pressed; `epoch`, the selected one, is None where that was before the training's end.
+    """
 
     run: Path
     interrupted: bool

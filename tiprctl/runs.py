@@ -103,13 +103,19 @@ def mark_latest(run: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def describe_run(config: TrainConfig, *, dataset: str, root: Path, fingerprint: str) -> dict[str, Any]:
-    """What a run keeps of how it was made: configuration with seed, data, package versions, commit."""
+def describe_run(
+    config: TrainConfig, *, dataset: str, root: Path, fingerprint: str, captions: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What a run keeps of how it was made: configuration with seed, data, package versions, commit.
+
+    `captions` is the origin of the pruned ones, None where none are needed.
+    """
     return {
         "config": to_dict(config),
         "dataset": dataset,
         "data_root": str(root.resolve()),
         "data_fingerprint": fingerprint,
+        "captions": captions,
         "versions": {
             "tiprctl": tiprctl.__version__,
             "python": platform.python_version(),

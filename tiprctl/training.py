@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,6 +26,7 @@ from tiprctl.checkpoint import (
 )
 from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.batches import TrainingBatches, step_generator
+from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
@@ -50,7 +51,6 @@ from tiprctl.runs import (
     RUN,
     Run,
     describe_run,
-    mark_latest,
     read_records,
     write_json,
     write_records,
@@ -59,7 +59,7 @@ from tiprctl.starting import Start, build_start
 from tiprctl.tokenizer import default_tokenizer
 
 OPTIMIZER = "optimizer."
-REMEDY = "Lower --lr, or train with --amp off. What was saved before stays as it is."
+REMEDY = "Lower optim.lr, or train with amp=off (--set). What was saved before stays as it is."
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -94,7 +94,7 @@ class Trainer:
         self.progress = Progress()
         self.records: list[EpochRecord] = []
         self.batches = TrainingBatches(manifest, config, default_tokenizer(), workers=workers)
-        self.steps = max(1, round(config.epochs * self.batches.steps))
+        self.steps = whole_steps(config.epochs, self.batches.steps)
         self.epochs = math.ceil(self.steps / self.batches.steps)
         self.composition = self._compose()
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
@@ -104,7 +104,7 @@ class Trainer:
             self._restore()
 
     def run(self) -> TrainingResult:
-        """Train to the end, or until Ctrl-C, which saves and returns.
+        """Train to the end, or until Ctrl-C, which saves and returns; in the last evaluation it comes too late to stop.
 
         Raises:
             TrainingError: a loss is not finite.
@@ -126,11 +126,17 @@ class Trainer:
                 if stopped:
                     return TrainingResult(self.folder, True, self.selected_on, time.perf_counter() - started)
                 self._measure(judge)
-        return self._finish(time.perf_counter() - started)
+        return self._finish(time.perf_counter() - started, interrupted=bool(stopped))
 
     def _description(self) -> dict[str, Any]:
         manifest = self.manifest
-        return describe_run(self.config, dataset=manifest.dataset, root=manifest.root, fingerprint=manifest.fingerprint)
+        return describe_run(
+            self.config,
+            dataset=manifest.dataset,
+            root=manifest.root,
+            fingerprint=manifest.fingerprint,
+            captions=captions_origin(manifest, self.config.captions),
+        )
 
     def _compose(self) -> Composition:
         """The encoder and its objectives; initial weights depend on the seed alone. A run goes on from its own."""
@@ -206,7 +212,7 @@ class Trainer:
             raise TrainingError(
                 f"The device is out of memory at step {self._steps_done() + 1}",
                 where=str(self.device),
-                remedy="Start again with a smaller --batch-size, or with --amp bf16.",
+                remedy="Start again with a smaller batch_size, or with amp=bf16 (--set).",
             ) from error
         self.scaler.unscale_(self.optimizer)
         clip_gradients(self.composition, self.config.optim.clip_norm)
@@ -265,7 +271,7 @@ class Trainer:
     def _embedder(self) -> Embedder:
         return Embedder(self.composition.encoder, device=self.device, amp=self.config.amp)
 
-    def _finish(self, seconds: float) -> TrainingResult:
+    def _finish(self, seconds: float, *, interrupted: bool) -> TrainingResult:
         best = self.best
         write_json(
             self.folder / RESULT,
@@ -277,8 +283,7 @@ class Trainer:
                 "evaluation": asdict(best.evaluation) if best.evaluation else None,
             },
         )
-        mark_latest(self.folder)
-        return TrainingResult(self.folder, False, self.selected_on, seconds, best.epoch, best.evaluation)
+        return TrainingResult(self.folder, interrupted, self.selected_on, seconds, best.epoch, best.evaluation)
 
     def _save(self, name: str, *, resumable: bool) -> None:
         """Write a checkpoint: encoder and objectives, and where it should be continued the optimiser as well."""
@@ -305,16 +310,18 @@ class Trainer:
         """Take up the run where its last checkpoint left it.
 
         Raises:
-            InputError: the data set is not the one that the run began with.
+            InputError: the data set, or its pruned captions, are not those that the run began with.
         """
         file = self.folder / LAST
-        known = Run(self.folder).info["data_fingerprint"]
+        info = Run(self.folder).info
+        known = info["data_fingerprint"]
         if known != self.manifest.fingerprint:
             raise InputError(
                 f"The data set has changed since the run began (fingerprint {self.manifest.fingerprint}, was {known})",
                 where=self.manifest.root,
                 remedy="Train anew, or prepare the data set as it was.",
             )
+        self._check_captions(info)
         tensors, header = read_checkpoint(file)
         moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
         load_weights(self.composition, tensors, file)
@@ -333,6 +340,24 @@ class Trainer:
                 remedy="Put the file back as it was, or train anew.",
             )
 
+    def _check_captions(self, info: Mapping[str, Any]) -> None:
+        """Refuse captions that another tagger pruned; runs of older versions do not tell."""
+        origin = captions_origin(self.manifest, self.config.captions)
+        known = info.get("captions", origin)
+        if known != origin:
+            raise InputError(
+                f"The run began with captions pruned by {known['tagger']} {known['version']}, "
+                f"now they are by {origin['tagger']} {origin['version']}",
+                where=self.manifest.root,
+                remedy=f"Train anew, or prune them as they were: tiprctl augment {self.manifest.root} "
+                f"--tagger {known['tagger']}",
+            )
+
+
+def whole_steps(epochs: float, steps: int) -> int:
+    """How many steps a training of so many epochs, of so many steps each, takes."""
+    return max(1, round(epochs * steps))
+
 
 def selection_split(config: TrainConfig, manifest: Manifest) -> str:
     """The split on which the epoch is chosen: `val` where there is one; `last` chooses none.
@@ -344,8 +369,8 @@ def selection_split(config: TrainConfig, manifest: Manifest) -> str:
         return "val" if "val" in manifest.splits else "last"
     if config.select_on != "last" and config.select_on not in manifest.splits:
         raise UsageError(
-            f"{manifest.dataset} has no {config.select_on} split to select on",
-            where="--select-on",
+            f"{manifest.title} has no {config.select_on} split to select on",
+            where="select_on",
             remedy=f"Choose one of: {', '.join([*(s for s in manifest.splits if s != 'train'), 'last'])}.",
         )
     return config.select_on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import chain, count
@@ -54,7 +54,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A method: clip, irra, irra-published, sen, sen-published, sen-xl.", show_default="the data set's own"
+            help="A method: baseline, clip, irra, irra-published, sen, sen-published, sen-xl, synth.",
+            show_default="the data set's own",
         ),
     ] = None,
     aux: Annotated[str | None, typer.Option(help="Objectives to add, separated by commas.")] = None,
@@ -116,7 +117,7 @@ def train(
 
     with TrainingView() as view, _made(folder, exclusive=resume is None and output is None) as folder:
         trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers, listener=view)
-        render.note(f"{manifest.dataset}: recipe {config.recipe}, run {folder}")
+        render.note(f"{manifest.title}: recipe {config.recipe}, run {folder}")
         result = trainer.run()
     _report(result)
 
@@ -171,30 +172,26 @@ def _planned(
     from tiprctl.data.manifest import find_manifest
 
     manifest = find_manifest(data, root)
-    config = _configured(asked, manifest.dataset)
+    config = _configured(asked, manifest)
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = output or RUNS / f"{manifest.dataset}-{config.recipe}-{time}"
+    folder = output or RUNS / f"{manifest.title}-{config.recipe}-{time}"
     if output is not None and (output / RUN).exists():
         remedy = "Continue it with --resume, or choose another."
         raise UsageError("There is a run in this folder", where=output, remedy=remedy)
     return config, manifest, folder
 
 
-def _configured(asked: Asked, dataset: str) -> TrainConfig:
+def _configured(asked: Asked, manifest: Manifest) -> TrainConfig:
     """The recipe, then what a checkpoint to start from fixes, then settings, then the options with names of their own."""
     from tiprctl.config import override
     from tiprctl.recipes import RECIPES, find_recipe, with_objectives
-    from tiprctl.settings import with_settings
+    from tiprctl.settings import resolve
 
-    config = find_recipe(asked.recipe, dataset)
+    config = find_recipe(asked.recipe, manifest.dataset)
     if asked.recipe and config != RECIPES[asked.recipe]:
-        render.note(f"{dataset}: {asked.recipe} is fitted to a small encoder from random weights")
+        render.note(f"{manifest.title}: {asked.recipe} is fitted to a small encoder from random weights")
     config = with_objectives(config, asked.losses, asked.aux)
-    if asked.pretrained:
-        from tiprctl.starting import with_start
-
-        config = replace(config, model=with_start(config.model, asked.pretrained))
-    return override(with_settings(config, asked.settings), asked.values)
+    return override(resolve(config, asked.settings, pretrained=asked.pretrained), asked.values)
 
 
 def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, Path]:
@@ -212,11 +209,16 @@ def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, 
 
 def _report(result: TrainingResult) -> None:
     """Say what came out, and what to do with it."""
-    if result.interrupted:
+    from tiprctl.runs import mark_latest
+
+    if result.epoch is None:
         render.note(f"Stopped and saved. Go on with: tiprctl train --resume {result.run}")
         raise typer.Exit(130)
+    mark_latest(result.run)
     chosen = "the last" if result.selected_on == "last" else f"the best on {result.selected_on}"
     render.note(
         f"Trained in {result.seconds:.0f} s; epoch {result.epoch} is {chosen}. Measure it: tiprctl eval {result.run}"
     )
     render.result_line(str(result.run))
+    if result.interrupted:
+        raise typer.Exit(130)

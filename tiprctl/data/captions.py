@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 
 from tiprctl.config import CaptionConfig
 from tiprctl.data.manifest import Manifest
-from tiprctl.data.pruning import read_pruned
+from tiprctl.data.pruning import read_origin, read_pruned
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
 from tiprctl.token_masking import mask_tokens
 from tiprctl.tokenizer import Tokenizer, clean
@@ -30,8 +31,8 @@ class TrainingCaptions:
         self.config = config
         self.vocab_size = tokenizer.vocab_size
         forms = [manifest.split("train").captions]
-        by_class = config.mask_content != config.mask_other
-        pruned = read_pruned(manifest) if config.prune or by_class else None
+        by_class = _by_class(config)
+        pruned = read_pruned(manifest) if _needs_pruned(config) else None
         if config.prune:
             forms.append(pruned.pruned)
         token_ids = tokenizer([caption for form in forms for caption in form])
@@ -64,6 +65,23 @@ class TrainingCaptions:
         if self.content is not None:
             probability = torch.where(self.content[chosen][:, :longest], config.mask_content, config.mask_other)
         return mask_tokens(token_ids, probability, vocab_size=self.vocab_size, generator=generator)
+
+
+def captions_origin(manifest: Manifest, config: CaptionConfig) -> dict[str, str] | None:
+    """Where the pruned captions that `config` needs come from: tagger, version, fingerprint; None where it needs none.
+
+    Raises:
+        InputError: they are needed and missing, or made from another manifest.
+    """
+    return asdict(read_origin(manifest)) if _needs_pruned(config) else None
+
+
+def _by_class(config: CaptionConfig) -> bool:
+    return config.mask_content != config.mask_other
+
+
+def _needs_pruned(config: CaptionConfig) -> bool:
+    return bool(config.prune) or _by_class(config)
 
 
 def kept_classes(classes: str) -> str:

@@ -33,6 +33,8 @@ SAVE_EVERY = 2000
 Progress = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
 
 _METADATA = b"tiprctl"
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
+"""What reading a damaged file raises."""
 _CHUNK = 64
 """Captions that a process takes at a time."""
 
@@ -100,18 +102,33 @@ def read_pruned(manifest: Manifest) -> PrunedCaptions:
     Raises:
         InputError: they were not made, or of another manifest, or their file is damaged.
     """
+    read_origin(manifest)
     file = manifest.root / FILE_NAME
-    command = f"`tiprctl augment {manifest.root}`"
-    if not file.is_file():
-        raise InputError("The training captions are not pruned yet", where=file, remedy=f"Prune them with {command}.")
     pruned = _read(file)
-    if pruned.origin.fingerprint != manifest.fingerprint:
-        what = "The pruned captions were made from another manifest than the data set has now"
-        raise InputError(what, where=file, remedy=f"Prune them again with {command}.")
     captions = manifest.split("train").captions
     if len(pruned) != len(captions) or not _agree(captions, pruned):
         raise _damaged(file)
     return pruned
+
+
+def read_origin(manifest: Manifest) -> Origin:
+    """What the pruned training captions of a data set depend on.
+
+    Raises:
+        InputError: they were not made, or of another manifest, or their file is damaged.
+    """
+    file = manifest.root / FILE_NAME
+    command = f"`tiprctl augment {manifest.root}`"
+    if not file.is_file():
+        raise InputError("The training captions are not pruned yet", where=file, remedy=f"Prune them with {command}.")
+    try:
+        origin = _origin(pq.read_schema(file))
+    except _UNREADABLE as error:
+        raise _damaged(file) from error
+    if origin.fingerprint != manifest.fingerprint:
+        what = "The pruned captions were made from another manifest than the data set has now"
+        raise InputError(what, where=file, remedy=f"Prune them again with {command}.")
+    return origin
 
 
 def _tag_rest(
@@ -150,11 +167,15 @@ def _write(captions: PrunedCaptions, file: Path) -> None:
 def _read(file: Path) -> PrunedCaptions:
     try:
         table = pq.read_table(file, columns=SCHEMA.names)
-        origin = Origin(**json.loads(table.schema.metadata[_METADATA]))
+        origin = _origin(table.schema)
         rows = table.cast(SCHEMA).to_pydict()
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except _UNREADABLE as error:
         raise _damaged(file) from error
     return PrunedCaptions(origin, **rows)
+
+
+def _origin(schema: pa.Schema) -> Origin:
+    return Origin(**json.loads(schema.metadata[_METADATA]))
 
 
 def _agree(captions: list[str], found: PrunedCaptions) -> bool:

@@ -52,7 +52,7 @@ def _identity_batches(pids: np.ndarray, batch_size: int, per_identity: int, gene
     if batch_size % per_identity:
         raise UsageError(
             f"A batch of {batch_size} cannot be divided into identities of {per_identity} captions",
-            where="--batch-size",
+            where="batch_size",
             remedy=f"Choose a multiple of {per_identity}.",
         )
     groups = [
@@ -76,7 +76,7 @@ def _pair_batches(pids: np.ndarray, batch_size: int, generator: np.random.Genera
     """
     if batch_size % 2:
         remedy = f"Choose {batch_size - 1} or {batch_size + 1}."
-        raise UsageError(f"A batch of {batch_size} cannot be halved", where="--batch-size", remedy=remedy)
+        raise UsageError(f"A batch of {batch_size} cannot be halved", where="batch_size", remedy=remedy)
     identities = batch_size // 2
     groups = [_ones_and_twos(member, generator) for member in _shuffled_members(pids, generator)]
     if len(groups) < identities:
@@ -135,5 +135,5 @@ def _groups_of(members: np.ndarray, size: int, generator: np.random.Generator) -
 
 def _too_large(what: str, most: int) -> UsageError:
     return UsageError(
-        f"The training split has {what}", where="--batch-size", remedy=f"Choose a batch size of at most {most}."
+        f"The training split has {what}", where="batch_size", remedy=f"Choose a batch size of at most {most}."
     )
