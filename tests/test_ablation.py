@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -8,16 +9,17 @@ import torch
 
 from tiprctl.ablation import cost
 from tiprctl.ablation.experiment import ROWS, Ablation
-from tiprctl.ablation.parts import label, lasting, parse_parts, subsets, with_parts
+from tiprctl.ablation.parts import label, lasting, parse_parts, subsets, with_all, with_parts
 from tiprctl.ablation.plan import Plan, make_plan, relative
 from tiprctl.ablation.summary import Difference, Row, paired_difference, summarise
-from tiprctl.config import override
+from tiprctl.config import ObjectiveConfig, override
 from tiprctl.data.batches import TrainingBatches
-from tiprctl.data.pruning import PrunedCaptions
+from tiprctl.data.pruning import PrunedCaptions, prune_captions
 from tiprctl.errors import InputError, UsageError
 from tiprctl.progress import Listener
 from tiprctl.recipes import FIGURES, RECIPES, find_recipe
 from tiprctl.runs import LAST, METRICS, RUN, Run
+from tiprctl.settings import with_settings
 from tiprctl.tokenizer import default_tokenizer
 from tiprctl.training import Trainer
 
@@ -60,14 +62,15 @@ def test_a_subset_has_its_parts_as_the_recipe_has_them_and_no_others(chosen):
 
 
 def test_a_part_that_the_recipe_lacks_comes_with_its_default():
-    config = with_parts(RECIPES["irra"], ("triplet", "mask", "prune"), ("triplet", "mask", "prune"))
+    config = with_all(RECIPES["irra"], ("triplet", "mask", "prune"))
+    assert with_all(config, ("triplet", "mask", "prune")) == config
     assert config.objectives[-1].weight == 10.0
     assert (config.captions.prune, config.captions.mask_content, config.captions.mask_other) == (0.2, 0.3, 0.05)
 
 
 def test_masking_stays_as_the_recipe_has_it():
     published = RECIPES["irra-published"]
-    assert with_parts(published, ("mask",), ("mask",)).captions == published.captions
+    assert with_all(published, ("mask",)) == with_parts(published, ("mask",), ("mask",)) == published
     assert with_parts(published, ("mask",), ()).captions == RECIPES["irra"].captions
     assert with_parts(published, ("mlm",), ()).captions == published.captions
 
@@ -83,9 +86,19 @@ def test_a_training_is_gone_on_with_without_its_first_phase():
     assert [objective.weight for objective in config.objectives] == [1.0, 0.3, 10.0, 10.0]
 
 
-def test_without_any_objective_nothing_can_be_compared():
-    with pytest.raises(UsageError, match=r"no objective to train with[\s\S]*itc, sdm, id, tir, triplet|sdm, id"):
-        make_plan(SEN, ("sdm", "id", "tir", "triplet"), seeds=1)
+def test_a_part_is_gone_on_with_as_the_recipe_has_it_though_it_ends_early_there():
+    recipe = with_settings(SEN, ["triplet.stop=0.9", "triplet.weight=5", "triplet.margin=0.3"])
+    triplet = make_plan(recipe, ("triplet",), seeds=1).subset(("triplet",)).objectives[-1]
+    assert triplet == ObjectiveConfig(name="triplet", weight=5, options={"margin": 0.3})
+
+
+@pytest.mark.parametrize(("recipe", "parts"), [(SEN, ("sdm", "id", "tir", "triplet")), (RECIPES["clip"], ("itc",))])
+def test_without_any_objective_nothing_can_be_compared(recipe, parts):
+    message = (
+        f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end\n--parts"
+    )
+    with pytest.raises(UsageError, match=message):
+        make_plan(recipe, parts, seeds=1)
 
 
 def test_the_plan_starts_each_seed_once_and_trains_the_plain_one_once(tmp_path):
@@ -192,7 +205,13 @@ def test_pruning_leaves_batches_and_augmentation_alone(cuhk_manifest, monkeypatc
 
 @pytest.fixture
 def plan():
-    return Plan(tiny.recipe(), ("triplet",), seeds=1, start_epochs=0.5, epochs=0.25)
+    return make_plan(tiny.recipe(), ("triplet",), seeds=1, start_epochs=0.5, epochs=0.25)
+
+
+@pytest.fixture(autouse=True)
+def few_steps_are_timed(monkeypatch):
+    monkeypatch.setattr(cost, "WARM_UP", 1)
+    monkeypatch.setattr(cost, "MEASURED", 2)
 
 
 @pytest.fixture
@@ -226,11 +245,57 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
     assert [(row.budget, row.parts) for row in rows] == [("steps", ()), ("steps", ("triplet",)), ("time", ("triplet",))]
     assert {(row.selected_on, row.split) for row in rows} == {("val", "test")}
     assert all(row.figures.keys() == set(FIGURES) for row in rows)
-    assert rows[2].epochs == pytest.approx(0.25 / ablation.ratios["triplet"])
     assert ablation.costs["triplet"].parameters == ablation.costs["plain"].parameters
     assert ablation.costs["plain"].steps == 4
-    kept = {file.parent.name for file in ablation.folder.rglob(LAST) if not file.parent.is_symlink()}
-    assert kept == {"start"}
+    assert {file.parent.name for file in ablation.folder.rglob(LAST)} == {"start"}
+    assert not list(ablation.folder.rglob("latest"))
+
+
+def test_rows_tell_the_epochs_that_were_trained_by_whole_steps(ablation, monkeypatch):
+    monkeypatch.setattr(Ablation, "ratios", {"plain": 1.0, "triplet": 1 / 3.5})
+    carry_out(ablation)
+    # 0.25 epochs at 3.5 times the speed are 3.5 of the 4 steps of an epoch.
+    assert [row.epochs for row in ablation.rows] == [0.25, 0.25, 1.0]
+
+
+def test_costs_are_medians_of_many_steps_however_short_an_epoch_is(plan, cuhk_manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "MEASURED", 9)
+    longer = replace(plan, epochs=1.5)
+    seen = []
+    monkeypatch.setattr(cost, "median", lambda values: seen.append(len(values)) or 1.0)
+    for number, each in enumerate((plan, longer)):
+        assert make(each, cuhk_manifest, tmp_path / str(number)).ratios == {"plain": 1.0, "triplet": 1.0}
+    assert seen == [9] * 4
+
+
+def test_an_interruption_in_the_last_evaluation_stops_the_ablation(ablation, plan, cuhk_manifest, monkeypatch):
+    start = ablation.trainings[0]
+
+    class Measured(Listener):
+        def on_epoch(self, record):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert not ablation.train(start, Measured())
+    assert ablation.is_finished(start)
+    assert ablation.train(start, Listener())
+
+
+def test_other_pruned_captions_and_another_device_are_other_settings(cuhk_manifest, tmp_path, monkeypatch):
+    plan = make_plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
+    prune_captions(cuhk_manifest, "hanta")
+    assert make(plan, cuhk_manifest, tmp_path / "ablation").costs
+    make(plan, cuhk_manifest, tmp_path / "ablation")
+    prune_captions(cuhk_manifest, "textblob")
+    monkeypatch.setattr(Ablation, "device_name", "NVIDIA H100")
+    with pytest.raises(UsageError, match="other settings: captions, device\n"):
+        make(plan, cuhk_manifest, tmp_path / "ablation")
+
+
+def test_what_cannot_be_started_from_is_said_before_costs_are_kept(cuhk_manifest, tmp_path):
+    recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "nope.pth")})
+    with pytest.raises(InputError, match=r"nope.pth"):
+        _ = make(make_plan(recipe, ("triplet",), seeds=1), cuhk_manifest, tmp_path / "a").costs
+    assert not (tmp_path / "a").exists()
 
 
 def test_what_was_done_is_neither_measured_nor_trained_again(ablation, plan, cuhk_manifest, monkeypatch):
@@ -297,16 +362,17 @@ def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(p
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is(cuhk_manifest, tmp_path):
-    plan = Plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
+    plan = make_plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
     with pytest.raises(InputError, match="tiprctl augment"):
-        _ = make(plan, cuhk_manifest, tmp_path / "a").trainings
+        make(plan, cuhk_manifest, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_pretrained_weights_need_no_start_training(cuhk_manifest, tmp_path):
     Trainer(tiny.recipe(epochs=0.25), cuhk_manifest, tmp_path / "run", device=torch.device("cpu")).run()
     recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "run")})
-    ablation = make(Plan(recipe, ("triplet",), 1, 0.0, 0.25, ("steps",)), cuhk_manifest, tmp_path / "ablation")
+    plan = make_plan(recipe, ("triplet",), seeds=1, epochs=0.25, budgets=("steps",))
+    ablation = make(plan, cuhk_manifest, tmp_path / "ablation")
     carry_out(ablation)
     assert [row.parts for row in ablation.rows] == [(), ("triplet",)]
     assert not (tmp_path / "ablation" / "seed0" / "start" / RUN).exists()

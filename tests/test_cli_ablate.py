@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
+import console
 import pytest
-from typer.testing import CliRunner
 
-from tiprctl.cli.app import app
+from tiprctl.ablation import cost
+
+run = partial(console.run, "ablate")
 
 MINIATURE = [
     *("--recipe", "synth", "--parts", "triplet", "--set", "batch_size=4"),
@@ -15,19 +18,9 @@ MINIATURE = [
 ]
 
 
-@pytest.fixture
-def home(cuhk_manifest, tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
-    return tmp_path
-
-
-def run(*arguments, exit_code=0):
-    result = CliRunner().invoke(app, ["ablate", *map(str, arguments)])
-    assert result.exit_code == exit_code, result.output
-    return result
+@pytest.fixture(autouse=True)
+def few_steps_are_timed(monkeypatch):
+    monkeypatch.setattr(cost, "MEASURED", 2)
 
 
 def test_a_table_for_each_budget_with_differences_and_costs(home):
@@ -43,6 +36,7 @@ def test_a_table_for_each_budget_with_differences_and_costs(home):
     assert "equal steps, the epoch best on val, mean over seeds: 2" in result.stdout
     assert "warning" not in result.stderr
     assert "8 trainings of" in result.stderr
+    assert "Costs of a step on cpu" in result.stderr
     assert "8 of 8: seed1/time/triplet" in result.stderr
     assert "chosen on val" in result.stderr
 
@@ -66,7 +60,8 @@ def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(home, monkeypatch
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(home):
     script = (
-        "import os, signal; from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
+        "import os, signal; from tiprctl.ablation import cost; cost.MEASURED = 2\n"
+        "from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
         "View.on_step = lambda self, n: os.kill(os.getpid(), signal.SIGINT)\n"
         f"app({['ablate', *MINIATURE, '--seeds', '1']!r})"
     )
@@ -88,6 +83,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home):
         (["--epochs", "0"], 2, "--epochs"),
         (["--set", "batch_size=400"], 2, "at most 16"),
         (["--parts", "prune"], 3, "tiprctl augment"),
+        (["--set", "seed=7"], 2, "Use --seeds"),
+        (["--set", "mlm.weight=2"], 2, "Name it in --parts"),
+        (["--set", "model.pretrained=nope.pth"], 3, "nope.pth"),
         (["--output", "data"], 2, "something else"),
         (["--root", "nowhere"], 3, "tiprctl prepare"),
         (["--device", "tpu9"], 2, "--device"),

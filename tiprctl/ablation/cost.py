@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 
+from tiprctl.progress import Progress
 from tiprctl.training import Trainer
 
 WARM_UP, MEASURED = 4, 60
@@ -34,8 +35,8 @@ def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
     images.keep_if_small()
     for trainer in trainers.values():
         trainer.batches.images = images
-    rounds = min(WARM_UP + MEASURED, *(trainer.steps for trainer in trainers.values()))
-    seconds = median_seconds({name: _waited_for(trainer) for name, trainer in trainers.items()}, rounds)
+    walks = {name: _waited_for(trainer) for name, trainer in trainers.items()}
+    seconds = median_seconds(walks, WARM_UP + MEASURED)
     return {
         name: Cost(seconds[name], trainer.batches.steps, sum(p.numel() for p in trainer.composition.parameters()))
         for name, trainer in trainers.items()
@@ -43,7 +44,7 @@ def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
 
 
 def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str, float]:
-    """The median duration of each walk's steps, taken in turn; the first `WARM_UP`, where there are more, not counted.
+    """The median duration of each walk's steps, taken in turn; the first `WARM_UP` are not counted.
 
     Each round begins with another walk: what runs after a heavy step finds emptier caches.
     """
@@ -55,12 +56,14 @@ def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str
             next(walks[name])
             seconds[name].append(time.perf_counter() - started)
         order.rotate(-1)
-    return {name: median(values[WARM_UP:] or values) for name, values in seconds.items()}
+    return {name: median(values[WARM_UP:]) for name, values in seconds.items()}
 
 
 def _waited_for(trainer: Trainer) -> Iterator[None]:
-    """A training's steps, each given when the device is done with it."""
-    for _ in trainer.take_steps():
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        yield
+    """The steps of a training's first epoch, over and over, each given when the device is done with it."""
+    while True:
+        trainer.progress = Progress()
+        for _ in trainer.take_steps():
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize(trainer.device)
+            yield

@@ -14,7 +14,8 @@ from tiprctl.ablation.cost import Cost, measure_costs
 from tiprctl.ablation.parts import label
 from tiprctl.ablation.plan import START, Plan, Training, relative
 from tiprctl.ablation.summary import Row
-from tiprctl.config import TrainConfig, from_dict, override
+from tiprctl.config import TrainConfig, from_dict
+from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import UsageError
 from tiprctl.evaluation import EvaluationData, evaluate, figures
@@ -22,7 +23,7 @@ from tiprctl.files import check_writable
 from tiprctl.progress import Listener
 from tiprctl.runs import LAST, Run, read_json, read_records, write_json, write_records
 from tiprctl.sources import load_embedder
-from tiprctl.training import Trainer
+from tiprctl.training import Trainer, whole_steps
 
 ABLATION, ROWS = "ablation.json", "rows.jsonl"
 SPLIT = "test"
@@ -34,7 +35,7 @@ class Ablation:
 
     Raises:
         UsageError: the folder holds an ablation with other settings (they are named), or something else.
-        InputError: the folder cannot be written, or the data set has no test split.
+        InputError: the folder cannot be written, the data set has no test split, or pruned captions are missing.
     """
 
     def __init__(
@@ -53,15 +54,18 @@ class Ablation:
     def costs(self) -> dict[str, Cost]:
         """What a step of each subset costs, by the subset's name: measured once, then kept with the settings.
 
-        Whatever the data set or the recipe makes impossible is found here, before anything is trained.
+        The subsets are made as they are going to be trained: what cannot be started from or trained is found here.
         """
         if self.file.is_file():
             return {name: from_dict(Cost, values) for name, values in self._known()["costs"].items()}
         costs = measure_costs({label(parts): self._rehearsal(self.plan.subset(parts)) for parts in self.plan.subsets})
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         kept = {name: asdict(cost) for name, cost in costs.items()}
-        write_json(self.file, {"settings": self._settings(), "device": device, "costs": kept})
+        write_json(self.file, {"settings": self._settings(), "costs": kept})
         return costs
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @cached_property
     def ratios(self) -> dict[str, float]:
@@ -85,11 +89,10 @@ class Ablation:
 
     def seconds(self, training: Training) -> float:
         """How long a training is going to take, by the measured cost of a step; without its evaluations."""
-        cost = self.costs[label(training.parts)]
-        return training.config.epochs * cost.steps * cost.seconds
+        return self._steps(training) * self.costs[label(training.parts)].seconds
 
     def train(self, training: Training, listener: Listener) -> bool:
-        """Train, or go on with, one of the trainings; False when it was interrupted, and saved."""
+        """Train, or go on with, one of the trainings; False on Ctrl-C, when what was trained is saved."""
         folder = self.folder / training.name
         if Run(folder).result is not None:
             return True
@@ -103,7 +106,7 @@ class Ablation:
             seed=training.seed,
             budget=training.budget,
             parts=training.parts,
-            epochs=training.config.epochs,
+            epochs=self._steps(training) / self.costs[label(training.parts)].steps,
             epoch=result["epoch"],
             selected_on=result["selected_on"],
             split=SPLIT,
@@ -123,24 +126,35 @@ class Ablation:
         return Trainer(config, self.manifest, folder, device=self.device, workers=self.workers, listener=listener)
 
     def _rehearsal(self, config: TrainConfig) -> Trainer:
-        """A training that is only to be timed: its weights do not matter."""
-        return self._trainer(override(config, {"model.pretrained": "none"}), self.folder / "rehearsal")
+        """A training that is only to be timed, and never saved."""
+        return self._trainer(config, self.folder / "rehearsal")
+
+    def _steps(self, training: Training) -> int:
+        return whole_steps(training.config.epochs, self.costs[label(training.parts)].steps)
 
     def _rows(self) -> dict[str, Row]:
         rows = [from_dict(Row, line, where=str(self.folder / ROWS)) for line in read_records(self.folder / ROWS)]
         return {Training(row.seed, row.budget, row.parts, self.plan.recipe).name: row for row in rows}
 
     def _settings(self) -> dict[str, Any]:
+        """What all that is compared here has in common."""
         manifest = self.manifest
-        return {"data": manifest.dataset, "data_fingerprint": manifest.fingerprint, **self.plan.settings()}
+        return {
+            "data": manifest.dataset,
+            "data_fingerprint": manifest.fingerprint,
+            "captions": captions_origin(manifest, self.plan.recipe.captions),
+            "device": self.device_name,
+            **self.plan.settings(),
+        }
 
     def _known(self) -> Mapping[str, Any]:
         return read_json(self.file, "Name another --output.", {"settings", "costs"})
 
     def _check_folder(self) -> None:
+        asked = self._settings()
         if self.file.is_file():
-            known, asked = self._known()["settings"], self._settings()
-            differing = [name for name in asked if known.get(name) != asked[name]]
+            known = self._known()["settings"]
+            differing = [name for name in asked if name in known and known[name] != asked[name]]
             if differing:
                 raise UsageError(
                     f"The ablation in this folder was begun with other settings: {', '.join(differing)}",

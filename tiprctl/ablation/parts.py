@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from itertools import combinations
 
@@ -51,38 +50,47 @@ def label(parts: Parts) -> str:
     return "+".join(parts) or PLAIN
 
 
-def with_parts(recipe: TrainConfig, parts: Parts, chosen: Parts) -> TrainConfig:
-    """`recipe` with those of `parts` that are `chosen` and without the others.
-
-    What the recipe does not hold is added with its default. The objectives that are no part come first, so that they
-    start from the same random weights in every subset.
+def with_all(recipe: TrainConfig, parts: Parts) -> TrainConfig:
+    """`recipe` with all of `parts`: those that it does not hold are added with their defaults.
 
     Raises:
-        UsageError: no objective is left.
+        UsageError: it has no objective to the end that is none of the parts.
     """
-    kept = [objective for objective in recipe.objectives if objective.name not in parts or objective.name in chosen]
-    if all(objective.name in parts for objective in recipe.objectives):
+    if {objective.name for objective in lasting(recipe).objectives} <= set(parts):
         raise UsageError(
-            f"Without its parts, the recipe {recipe.recipe} has no objective to train with",
+            f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end",
             where=OPTION,
-            remedy=f"Leave one of {', '.join(objective.name for objective in recipe.objectives)} out.",
+            remedy="Take other parts, or another recipe.",
         )
-    ordered = tuple(sorted(kept, key=lambda objective: objective.name in parts))
-    changed = replace(recipe, objectives=ordered, captions=_captions(recipe.captions, parts, chosen))
-    present = {objective.name for objective in kept}
-    return with_objectives(changed, None, ",".join(part for part in chosen if part in OBJECTIVES.keys() - present))
-
-
-def lasting(recipe: TrainConfig) -> TrainConfig:
-    """`recipe` with the objectives that take part to the end, from the beginning: how a training is gone on with."""
-    to_the_end = (objective for objective in recipe.objectives if objective.stop == 1)
-    return replace(recipe, objectives=tuple(replace(objective, start=0.0) for objective in to_the_end))
-
-
-def _captions(own: CaptionConfig, parts: Collection[str], chosen: Collection[str]) -> CaptionConfig:
-    changes: dict[str, float] = {}
+    present = {objective.name for objective in recipe.objectives}
+    missing = ",".join(part for part in parts if part in OBJECTIVES.keys() - present)
+    captions = recipe.captions
     for part in CAPTION_PARTS.keys() & set(parts):
-        names = CAPTION_PARTS[part]
-        source = own if any(getattr(own, name) for name in names) else CAPTIONS
-        changes |= {name: getattr(source, name) if part in chosen else 0.0 for name in names}
-    return replace(own, **changes)
+        if not any(_probabilities(captions, part).values()):
+            captions = replace(captions, **_probabilities(CAPTIONS, part))
+    return with_objectives(replace(recipe, captions=captions), None, missing)
+
+
+def with_parts(whole: TrainConfig, parts: Parts, chosen: Parts) -> TrainConfig:
+    """`whole`, which has all of `parts`, with the `chosen` ones alone.
+
+    The objectives that are no part come first, so that they start from the same random weights in every subset.
+    """
+    left_out = set(parts) - set(chosen)
+    kept = [objective for objective in whole.objectives if objective.name not in left_out]
+    zeros = {name: 0.0 for part in CAPTION_PARTS.keys() & left_out for name in CAPTION_PARTS[part]}
+    return replace(
+        whole,
+        objectives=tuple(sorted(kept, key=lambda objective: objective.name in parts)),
+        captions=replace(whole.captions, **zeros),
+    )
+
+
+def lasting(recipe: TrainConfig, parts: Parts = ()) -> TrainConfig:
+    """How a training is gone on with: the objectives that `recipe` has to the end, and `parts`, all throughout."""
+    kept = (objective for objective in recipe.objectives if objective.stop == 1 or objective.name in parts)
+    return replace(recipe, objectives=tuple(replace(objective, start=0.0, stop=1.0) for objective in kept))
+
+
+def _probabilities(captions: CaptionConfig, part: str) -> dict[str, float]:
+    return {name: getattr(captions, name) for name in CAPTION_PARTS[part]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiprctl.ablation.parts import PLAIN, Parts, label, lasting, subsets, with_parts
+from tiprctl.ablation.parts import PLAIN, Parts, label, lasting, subsets, with_all, with_parts
 from tiprctl.config import TrainConfig, override, to_dict
 from tiprctl.errors import UsageError
 from tiprctl.runs import LAST
@@ -41,7 +41,7 @@ class Plan:
     """An ablation as it was asked for.
 
     Args:
-        recipe: the method as it fits the data.
+        recipe: the method as it fits the data, with all the parts.
         parts: what is taken out and put in.
         seeds: how many, from 0.
         start_epochs: how long the recipe without any part is trained for the shared start of a seed; 0 leaves the
@@ -50,7 +50,7 @@ class Plan:
         budgets: of `steps` and `time`, what is asked for.
 
     Raises:
-        UsageError: no objective is left without the parts, there is nothing to start from, or a number is out of range.
+        UsageError: there is nothing to start from, or a number is out of range.
     """
 
     recipe: TrainConfig
@@ -61,7 +61,6 @@ class Plan:
     budgets: tuple[str, ...] = BUDGETS
 
     def __post_init__(self) -> None:
-        with_parts(lasting(self.recipe), self.parts, ())
         override(self.recipe, {"epochs": self.epochs})
         if self.start_epochs == 0 and from_random_weights(self.recipe):
             raise UsageError(
@@ -87,7 +86,7 @@ class Plan:
         self, parts: Parts, *, seed: int = 0, epochs: float | None = None, pretrained: str | None = None
     ) -> TrainConfig:
         """The configuration of one subset; what is None stays as the plan and the recipe have it."""
-        config = with_parts(lasting(self.recipe), self.parts, parts)
+        config = with_parts(lasting(self.recipe, self.parts), self.parts, parts)
         return override(config, {"seed": seed, "epochs": epochs or self.epochs, "model.pretrained": pretrained})
 
     def trainings(self, folder: Path, ratios: Mapping[str, float]) -> list[Training]:
@@ -131,8 +130,13 @@ def make_plan(
     epochs: float | None = None,
     budgets: tuple[str, ...] = BUDGETS,
 ) -> Plan:
-    """A plan with defaults: random weights are trained for the recipe's epochs and gone on with for a few, pretrained
-    ones are the start and trained for the recipe's epochs."""
+    """A plan with defaults: parts that the recipe lacks are added; random weights are trained for the recipe's epochs
+    and gone on with for a few, pretrained ones are the start and trained for the recipe's epochs.
+
+    Raises:
+        UsageError: no objective is left without the parts, or as `Plan`.
+    """
+    recipe = with_all(recipe, parts)
     random = from_random_weights(recipe)
     start_epochs = (recipe.epochs if random else 0.0) if start_epochs is None else start_epochs
     epochs = (GONE_ON if start_epochs else recipe.epochs) if epochs is None else epochs

@@ -65,7 +65,7 @@ def ablate(
     tiprctl ablate cuhk-pedes --recipe irra --parts mlm --budget steps
     tiprctl ablate --start-epochs 4 --epochs 1.5 --set tir.weight=5 --json
     """
-    from tiprctl.ablation.parts import parse_parts
+    from tiprctl.ablation.parts import OPTION, parse_parts, with_all
     from tiprctl.recipes import check_names
 
     chosen = parse_parts(parts)
@@ -75,11 +75,12 @@ def ablate(
     from tiprctl.data.manifest import find_manifest
     from tiprctl.recipes import find_recipe
     from tiprctl.runs import RUNS
-    from tiprctl.settings import with_settings
+    from tiprctl.settings import resolve
 
     manifest = find_manifest(data, root)
+    fixed = {"recipe": "--recipe", "objectives": OPTION, "seed": "--seeds"}
     plan = make_plan(
-        with_settings(find_recipe(recipe, manifest.dataset), set or []),
+        resolve(with_all(find_recipe(recipe, manifest.dataset), chosen), set or [], fixed=fixed),
         chosen,
         seeds=seeds,
         start_epochs=start_epochs,
@@ -90,7 +91,7 @@ def ablate(
     from tiprctl.ablation.experiment import Ablation
     from tiprctl.precision import find_device
 
-    folder = output or RUNS / f"{manifest.root.resolve().name.lower()}-{recipe}-ablation"
+    folder = output or RUNS / f"{manifest.title}-{recipe}-ablation"
     ablation = Ablation(plan, manifest, folder, device=find_device(device), workers=workers)
     _carry_out(ablation)
     if json:
@@ -104,8 +105,8 @@ def _carry_out(ablation: Ablation) -> None:
     from tiprctl.cli.training_view import SubsetView
 
     plan = ablation.plan
-    render.note(f"{ablation.manifest.dataset}: recipe {plan.recipe.recipe}, {len(plan.subsets)} subsets of its parts")
-    render.note("Costs of a step, measured side by side once:")
+    render.note(f"{ablation.manifest.title}: recipe {plan.recipe.recipe}, {len(plan.subsets)} subsets of its parts")
+    render.note(f"Costs of a step on {ablation.device_name}, measured side by side once:")
     for name, ratio in ablation.ratios.items():
         render.note(f"  {name} x {ratio:.2f}")
     left = [training for training in ablation.trainings if not ablation.is_finished(training)]
@@ -157,7 +158,7 @@ def _title(ablation: Ablation, budget: str) -> str:
     row = ablation.rows[0]
     chosen = "the last epoch" if row.selected_on == "last" else f"the epoch best on {row.selected_on}"
     return (
-        f"{ablation.manifest.dataset}, {row.split} split, percent; "
+        f"{ablation.manifest.title}, {row.split} split, percent; "
         f"equal {budget}, {chosen}, mean over seeds: {ablation.plan.seeds}"
     )
 
