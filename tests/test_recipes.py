@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from console import run
+from typer.main import get_command
 
-from tiprctl.config import ObjectiveConfig, OptimConfig, to_dict
+from tiprctl.cli.app import app
+from tiprctl.config import ObjectiveConfig, OptimConfig, override, to_dict
+from tiprctl.data.manifest import find_manifest
 from tiprctl.models.clip import SIZES, named_size
 from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows
 from tiprctl.runs import METRICS, RUN, read_records
 from tiprctl.settings import with_settings
+from tiprctl.training import Trainer
 
 LITERATURE = [name for name in RECIPES if name.startswith(("irra", "sen"))]
 WITH_PRUNING = {"sen", "sen-published", "sen-xl"}
@@ -125,6 +130,12 @@ def test_the_papers_figures_of_a_data_set(dataset, expected):
     assert all((row["direction"], row["selected_on"]) == ("text_to_image", "test") for row in rows)
 
 
+def test_the_help_of_train_names_every_recipe():
+    train = get_command(app).commands["train"]
+    text = next(option.help for option in train.params if option.name == "recipe")
+    assert set(text.removeprefix("A method: ").removesuffix(".").split(", ")) == set(RECIPES)
+
+
 def test_without_a_name_the_data_set_chooses():
     assert find_recipe(None, "cuhk-pedes") == RECIPES["baseline"]
     assert find_recipe(None, "synth-pedes") == find_recipe("synth", "synth-pedes") == RECIPES["synth"]
@@ -182,6 +193,22 @@ def test_every_recipe_trains_two_epochs_of_the_built_in_data(home, recipe):
     assert all(0 <= loss < 1e3 for loss in second["losses"].values())
     assert json.loads((Path("run") / RUN).read_text())["config"]["recipe"] == recipe
     assert ("small encoder from random weights" in result.stderr) == (recipe != "synth")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_with_its_own_sampling_augmentation_and_captions(home, recipe):
+    method = RECIPES[recipe]
+    small = {"model": to_dict(RECIPES["synth"].model), "epochs": 1, "batch_size": 8}
+    config = override(find_recipe(recipe, "cuhk-pedes"), small)
+    assert (config.sampling, config.augment, config.captions) == (method.sampling, method.augment, method.captions)
+    trainer = Trainer(config, find_manifest("synth-pedes", None), Path("run"), device=torch.device("cpu"))
+    steps = list(trainer.take_steps())
+    assert len(steps) > 2
+    losses = [(name, loss) for step in steps for name, loss in step.losses.items() if "/" not in name]
+    assert {name for name, _ in losses} == {each.name for each in method.objectives}
+    assert all(0 <= loss < 1e3 for _, loss in losses)
+    in_pairs = config.sampling.sampler == "pairs"
+    assert all(4 <= step.pairs <= 8 if in_pairs else step.pairs == 8 for step in steps)
 
 
 @pytest.mark.parametrize("recipe", sorted(WITH_PRUNING))
