@@ -38,6 +38,11 @@ def test_captions_are_shown_before_and_after_with_the_totals(root, cuhk_manifest
     assert f"Wrote CUHK-PEDES/{FILE_NAME}, made with hanta {TAGGERS['hanta'].version}" in result.stderr
 
 
+def test_the_table_tells_which_data_set_of_the_name_it_is(root):
+    other = root.rename(root.with_name("CUHK-PEDES-2017"))
+    assert "cuhk-pedes-2017" in run("--root", other).stdout
+
+
 def test_json_is_one_document(root, cuhk_manifest):
     document = json.loads(run("--root", root, "--json", "--preview", 2).stdout)
     assert (document["captions"], document["tagged_now"], document["left_whole"]) == (16, 16, 0)

@@ -181,11 +181,12 @@ def test_the_folder_goes_before_the_data_set_of_that_name(tmp_path):
     assert find_manifest("Synth-Pedes-Hard", tmp_path).root == hard
 
 
-def test_the_usual_name_does_not_mean_the_hard_set(tmp_path):
-    prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
+def test_the_usual_name_does_not_mean_the_hard_set_unless_its_folder_is_given(tmp_path):
+    hard = prepare(tmp_path, "synth-pedes-hard", "synth-pedes")
     with pytest.raises(InputError, match="synth-pedes is not prepared; prepared are: synth-pedes-hard") as caught:
         find_manifest("synth-pedes", tmp_path)
     assert caught.value.remedy.startswith("Run `tiprctl prepare synth-pedes` to make")
+    assert find_manifest("synth-pedes", hard).root == hard
 
 
 def test_an_explicit_root_goes_before_a_folder_of_that_name_here(tmp_path, monkeypatch):

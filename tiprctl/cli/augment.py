@@ -58,7 +58,7 @@ def augment(
     if json:
         render.result_json(document)
     else:
-        _print(document, written=view.tagged is not None)
+        _print(manifest.title, document, written=view.tagged is not None)
 
 
 class _View:
@@ -100,10 +100,10 @@ def _examples(captions: list[str], pruned: list[str], count: int) -> list[dict[s
     return [{"caption": caption, "pruned": short} for caption, short in pairs]
 
 
-def _print(document: dict[str, Any], *, written: bool) -> None:
+def _print(title: str, document: dict[str, Any], *, written: bool) -> None:
     if document["examples"]:
         rows = [tuple(example.values()) for example in document["examples"]]
-        render.result_table(render.table(document["dataset"], ("caption", "pruned"), rows))
+        render.result_table(render.table(title, ("caption", "pruned"), rows))
     rows = [(f"{document['captions']:,}", f"{document['words_kept']:.1%}", f"{document['left_whole']:,}")]
     headings = [(heading, "right") for heading in ("captions", "words kept", "left whole")]
     render.result_table(render.table(None, headings, rows))

@@ -157,7 +157,7 @@ def find_manifest(name: str | None, root: Path | None) -> Manifest:
         return read_manifest(name)
     home = data_home() if root is None else root
     prepared = {folder: _dataset_of(folder / FILE_NAME) for folder in _prepared_folders(home)}
-    fitting = _fitting(name, prepared)
+    fitting = _fitting(name, prepared, home)
     if len(fitting) == 1:
         return read_manifest(fitting[0])
     if fitting:
@@ -175,10 +175,10 @@ def _prepared_folders(home: Path) -> list[Path]:
     return [folder for folder in folders if (folder / FILE_NAME).is_file()]
 
 
-def _fitting(name: str | None, prepared: dict[Path, str]) -> list[Path]:
+def _fitting(name: str | None, prepared: dict[Path, str], home: Path) -> list[Path]:
     """The folders of that name or, where there are none, those that hold the data set of that name.
 
-    A folder that is named for another of the built-in data sets holds that one, though they share the name.
+    In `home`, a folder that is named for another of the built-in data sets holds that one, though they share the name.
     """
     if name is None:
         return list(prepared)
@@ -186,7 +186,9 @@ def _fitting(name: str | None, prepared: dict[Path, str]) -> list[Path]:
     named = [folder for folder in prepared if _folder_name(folder) == wanted]
     others = COMMANDS.keys() - {wanted}
     return named or [
-        folder for folder, dataset in prepared.items() if dataset == wanted and _folder_name(folder) not in others
+        folder
+        for folder, dataset in prepared.items()
+        if dataset == wanted and (folder == home or _folder_name(folder) not in others)
     ]
 
 
