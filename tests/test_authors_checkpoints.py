@@ -191,7 +191,9 @@ def test_a_training_goes_on_with_their_heads_but_not_with_their_identities(
     start = build_start(with_start(ModelConfig(), str(file)), torch.Generator())
     known = ObjectiveConfig(name="id"), ObjectiveConfig(name=objective, options={"depth": 2})
     composition = Composition(start.encoder, (*known, ObjectiveConfig(name=other)), identities=9)
-    assert list(start.load_objectives(composition.objectives, "abc")) == [
+    remarks = dict(start.load_objectives(composition.objectives, "abc"))
+    assert list(remarks) == ["id", other]
+    assert list(remarks.values()) == [
         f"id starts from random weights: {file} does not tell whose identities it learnt",
         f"{other} starts from random weights: {file} has none for it",
     ]

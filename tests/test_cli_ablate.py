@@ -9,6 +9,7 @@ import console
 import pytest
 
 from tiprctl.ablation import cost
+from tiprctl.cli.training_view import SubsetView
 
 run = partial(console.run, "ablate")
 
@@ -70,6 +71,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home):
     assert "Go on with the same command" in done.stderr
     assert done.stdout == ""
     assert "4 of 4" in run(*MINIATURE, "--seeds", 1).stderr
+
+
+def test_only_what_is_new_to_the_shared_start_is_no_surprise(capsys):
+    view = SubsetView(("tir",))
+    view.on_warning("tir starts from random weights", objective="tir")
+    view.on_warning("id starts from random weights", objective="id")
+    assert capsys.readouterr().err == "warning: id starts from random weights\n"
+
+
+def test_a_set_with_a_name_of_its_own_is_called_by_it(home):
+    (home / "data" / "CUHK-PEDES").rename(home / "data" / "CUHK-PEDES-small")
+    arguments = [*MINIATURE[:-2], "--seeds", 1, "--budget", "steps"]
+    assert "cuhk-pedes-small, test split" in run(*arguments).stdout
+    assert [folder.name for folder in (home / "runs").iterdir()] == ["cuhk-pedes-small-synth-ablation"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Warned(Listener):
     def __init__(self):
         self.texts = []
 
-    def on_warning(self, text):
+    def on_warning(self, text, *, objective):
         self.texts.append(text)
 
 

@@ -40,8 +40,8 @@ class Start:
     source: str = ""
     data: str | None = None
 
-    def load_objectives(self, objectives: Mapping[str, Objective], data: str) -> Iterator[str]:
-        """Give each objective the weights that the checkpoint has for it; says which keep their random ones, and why.
+    def load_objectives(self, objectives: Mapping[str, Objective], data: str) -> Iterator[tuple[str, str]]:
+        """Give each objective the weights that the checkpoint has for it; which ones keep random ones, and a remark why.
 
         Args:
             data: the fingerprint of the data to learn from.
@@ -52,7 +52,7 @@ class Start:
             own = f"{name}."
             held = {key.removeprefix(own): value for key, value in self.objectives.items() if key.startswith(own)}
             if obstacle := self._obstacle(objective, held, data):
-                yield f"{name} starts from random weights: {self.source} {obstacle}"
+                yield name, f"{name} starts from random weights: {self.source} {obstacle}"
             else:
                 objective.load_state_dict(held)
 

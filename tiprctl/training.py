@@ -148,8 +148,8 @@ class Trainer:
             else:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
             composition = Composition(start.encoder, self.config.objectives, identities=self.batches.identities)
-        for remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
-            self.listener.on_warning(remark)
+        for name, remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
+            self.listener.on_warning(remark, objective=name)
         return composition.to(self.device)
 
     def _judge(self) -> EvaluationData | None:

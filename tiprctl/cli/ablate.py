@@ -114,7 +114,7 @@ def _carry_out(ablation: Ablation) -> None:
     for number, training in enumerate(left, start=len(ablation.trainings) - len(left) + 1):
         epochs = f"{training.config.epochs:.4g} epochs"
         render.heading(f"{number} of {len(ablation.trainings)}: {training.name}, {epochs}")
-        with SubsetView() as view:
+        with SubsetView(training.parts if plan.start_epochs else ()) as view:
             _train(ablation, training, view)
 
 
@@ -194,7 +194,7 @@ def _document(ablation: Ablation) -> dict[str, Any]:
 
     plan = ablation.plan
     return {
-        "data": ablation.manifest.dataset,
+        "data": ablation.manifest.title,
         "recipe": plan.recipe.recipe,
         "parts": plan.parts,
         "seeds": plan.seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ class TrainingView(Listener):
     def __exit__(self, *problem: object) -> None:
         self.stack.close()
 
-    def on_warning(self, text: str) -> None:
+    def on_warning(self, text: str, *, objective: str) -> None:
         render.warning(text)
 
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
@@ -49,10 +50,14 @@ class TrainingView(Listener):
 
 
 class SubsetView(TrainingView):
-    """The view of one training of an ablation: that the shared start has no weights for the parts is no surprise."""
+    """The view of one training of an ablation: that its start has no weights for what is `new` is no surprise."""
 
-    def on_warning(self, text: str) -> None:
-        pass
+    def __init__(self, new: Collection[str]):
+        self.new = new
+
+    def on_warning(self, text: str, *, objective: str) -> None:
+        if objective not in self.new:
+            super().on_warning(text, objective=objective)
 
 
 def _figures(record: EpochRecord) -> dict[str, float]:
