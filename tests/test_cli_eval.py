@@ -68,6 +68,15 @@ def test_several_data_sets_are_measured_one_by_one(model, cuhk_manifest, tmp_pat
     assert [row["queries"] for row in json.loads(done.stdout)["results"]] == [8, 4, 7, 4]
 
 
+def test_sets_of_one_kind_are_told_apart_where_their_folders_say_so(model, cuhk_manifest, tmp_path):
+    small = other_data(cuhk_manifest, tmp_path / "data" / "CUHK-PEDES-small")
+    done = run(model, "--data", cuhk_manifest.root, "--data", small)
+    assert [line.split(",")[0] for line in done.stdout.splitlines() if " split, percent" in line] == [
+        "cuhk-pedes",
+        "cuhk-pedes-small",
+    ]
+
+
 def test_queries_without_a_match_are_counted(model, monkeypatch):
     def one_unmatched(features, split):
         result = score(features, split)

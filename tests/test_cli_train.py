@@ -1,6 +1,8 @@
 """`tiprctl train` and `tiprctl eval` as users meet them, on a miniature data set."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +134,36 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(home):
     assert done.stdout == ""
     assert run("train", "--resume", "runs/b").stdout.strip() == "runs/b"
     assert "finished" in run("train", "--resume", "runs/b", exit_code=2).stderr
+
+
+def test_ctrl_c_in_the_last_evaluation_is_told_beside_the_result(home, monkeypatch):
+    from tiprctl import training
+
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*given)
+
+    evaluate = training.evaluate
+    monkeypatch.setattr(training, "evaluate", interrupted)
+    result = run("train", *MINIATURE, "--output", "runs/a", exit_code=130)
+    assert "Trained in" in result.stderr
+    assert result.stdout == "runs/a\n"
+
+
+def test_a_start_that_is_set_brings_its_size_and_input(home):
+    first = run("train", *MINIATURE, "--set", "model.image_size=[32,16]", "--output", "runs/a").stdout.strip()
+    second = ["--recipe", "clip", "--epochs", "1", "--batch-size", "4", "--set", f"model.pretrained={first}"]
+    run("train", *second, "--output", "runs/b")
+    model = json.loads(Path("runs/b/run.json").read_text())["config"]["model"]
+    assert (model["name"], model["image_size"]) == ("tiny", [32, 16])
+    assert model["pretrained"].startswith("runs/a/")
+
+
+def test_a_set_with_a_name_of_its_own_is_called_by_it(home):
+    (home / "data" / "CUHK-PEDES").rename(home / "data" / "CUHK-PEDES-small")
+    result = run("train", *MINIATURE)
+    assert result.stdout.startswith("runs/cuhk-pedes-small-synth-")
+    assert "cuhk-pedes-small: recipe synth" in result.stderr
 
 
 def test_settings_meant_for_new_runs_do_not_stop_a_resumed_one(home, monkeypatch):

@@ -44,11 +44,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model, by the name that the user gave it, came to on one data set."""
+    """What one model, by the name that the user gave it, came to on one data set, called `title` before people."""
 
     model: str
     origin: Origin
     dataset: str
+    title: str
     data_fingerprint: str
     evaluation: Evaluation
 
@@ -141,7 +142,7 @@ def rows(measurement: Measurement) -> list[dict[str, Any]]:
         {
             "model": measurement.model,
             "recipe": measurement.origin.recipe,
-            "data": measurement.dataset,
+            "data": measurement.title,
             "direction": direction,
             "selected_on": measurement.origin.selected_on,
             **{name: round(value, 2) for name, value in figures(metrics).items()},
@@ -178,7 +179,7 @@ def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
     return {
         "model": f"mean of {len(group)} {config.recipe} runs",
         "recipe": config.recipe,
-        "data": group[0].dataset,
+        "data": group[0].title,
         "direction": direction,
         "selected_on": ", ".join(sorted({one.origin.selected_on for one in group})),
         **{name: round(mean(value[name] for value in values), 2) for name in values[0]},

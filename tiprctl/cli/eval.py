@@ -75,13 +75,12 @@ def evaluate(
     from tiprctl.evaluation import rows, summaries
 
     results = [*(row for one in measured for row in rows(one)), *summaries(measured)]
-    datasets = list(dict.fromkeys(row["data"] for row in results))
-    published = {name: published_rows(name) for name in datasets}
+    published = {one.title: published_rows(one.dataset) for one in measured}
     if json:
         render.result_json({"split": split, "results": results, "published": published})
         return
-    for name in datasets:
-        _print_table(name, split, [row for row in results if row["data"] == name], published[name])
+    for title, reported in published.items():
+        _print_table(title, split, [row for row in results if row["data"] == title], reported)
 
 
 def _measured(models: list[str], asked: Asked) -> Iterator[Measurement]:
@@ -128,12 +127,12 @@ def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], Evaluatio
         if key not in prepared:
             prepared[key] = EvaluationData(split, embedder.image_size, workers=asked.workers)
         data = prepared[key]
-        with render.progress(f"Encoding {manifest.dataset}", data.items, "items") as advance:
+        with render.progress(f"Encoding {manifest.title}", data.items, "items") as advance:
             features = data.encode(embedder, advance)
         result = score(features, data.split)
         if asked.save_ranks is not None:
             _save_ranks(asked.save_ranks, top_hits(features, data.split))
-        yield Measurement(task.model, embedder.origin, manifest.dataset, manifest.fingerprint, result)
+        yield Measurement(task.model, embedder.origin, manifest.dataset, manifest.title, manifest.fingerprint, result)
 
 
 def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
@@ -146,12 +145,12 @@ def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
         )
 
 
-def _print_table(dataset: str, split: str, own: list[dict[str, Any]], published: list[dict[str, Any]]) -> None:
+def _print_table(title: str, split: str, own: list[dict[str, Any]], published: list[dict[str, Any]]) -> None:
     from tiprctl.recipes import FIGURES
 
     columns = ["model", "way", "chosen on", *((figure, "right") for figure in FIGURES)]
     table = render.table(
-        f"{dataset}, {split} split, percent; t2i: a caption finds its images",
+        f"{title}, {split} split, percent; t2i: a caption finds its images",
         columns,
         chain.from_iterable(map(_lines, own)),
     )
