@@ -184,6 +184,19 @@ def test_other_pruned_captions_are_refused_on_resume(cuhk_manifest, tmp_path, ca
     trainer(cuhk_manifest, tmp_path / "plain")
 
 
+def test_a_run_that_saved_nothing_begins_anew_with_the_captions_of_now(cuhk_manifest, tmp_path, monkeypatch):
+    changes = {"captions.prune": 0.2}
+    prune_captions(cuhk_manifest, "hanta")
+    killed = trainer(cuhk_manifest, tmp_path / "run", **changes)
+    monkeypatch.setattr(killed, "_judge", lambda: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        killed.run()
+    prune_captions(cuhk_manifest, "textblob")
+    trainer(cuhk_manifest, tmp_path / "run", Interrupting(after=1), **changes).run()
+    assert Run(tmp_path / "run").info["captions"]["tagger"] == "textblob"
+    trainer(cuhk_manifest, tmp_path / "run", **changes)
+
+
 @pytest.mark.parametrize("every", [1, 3, 20])
 def test_a_loss_that_is_not_finite_stops_with_step_and_objective(cuhk_manifest, tmp_path, monkeypatch, every):
     monkeypatch.setattr("tiprctl.training.CHECK_EVERY", every)

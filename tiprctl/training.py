@@ -111,7 +111,7 @@ class Trainer:
         """
         started = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / RUN).is_file():
+        if not (self.folder / LAST).is_file():
             write_json(self.folder / RUN, self._description())
         self.batches.images.keep_if_small()
         judge = self._judge()
