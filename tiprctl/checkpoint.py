@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tiprctl.config import to_dict
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
 from tiprctl.models.clip import Clip, ClipConfig
@@ -94,12 +95,13 @@ def _damaged_header(file: Path) -> InputError:
 
 def encoder_header(encoder: DualEncoder) -> dict[str, Any]:
     """What a checkpoint's header must say for `load_encoder` to rebuild the encoder."""
-    return {"clip": encoder.clip.config.to_dict(), "head": encoder.head.name}
+    head = encoder.head
+    return {"clip": encoder.clip.config.to_dict(), "head": head.name, "head_options": to_dict(head.config)}
 
 
 def empty_encoder(header: Mapping[str, Any]) -> DualEncoder:
     """The encoder that a checkpoint's header describes, before its weights are loaded."""
-    return DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"])
+    return DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"], header.get("head_options"))
 
 
 def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:

@@ -26,7 +26,8 @@ class ModelConfig:
     """The dual encoder: a named size, where its weights start from, and what it sees.
 
     `pretrained` is `none` (random weights), a tag of open_clip's registry, or a checkpoint file.
-    `image_size` is (height, width) in pixels; `stride` None means the patch size.
+    `image_size` is (height, width) in pixels; `stride` None means the patch size. `head` names what makes features of
+    the towers' tokens, with its `head_options`.
     """
 
     name: str = "ViT-B-16"
@@ -34,6 +35,7 @@ class ModelConfig:
     image_size: tuple[Count, Count] = (384, 128)
     stride: Count | None = None
     head: str = "global"
+    head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @frozen

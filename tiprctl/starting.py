@@ -113,13 +113,14 @@ def build_start(model: ModelConfig, generator: torch.Generator) -> Start:
     if model.pretrained == "none":
         clip = Clip(named_size(model.name).with_input(model.image_size, model.stride))
         clip.initialise(generator)
-        return Start(DualEncoder(clip, model.head))
+        return Start(DualEncoder(clip, model.head, model.head_options))
     file = find_start(model.pretrained)
     if file is not None and is_own(file):
         return _continued(model, file)
     weights = find_weights(model.name, file or model.pretrained)
     clip = fit_clip(weights, model.name, image_size=model.image_size, stride=model.stride)
-    return Start(DualEncoder(clip, model.head), weights.objectives if weights.method else None, model.pretrained)
+    encoder = DualEncoder(clip, model.head, model.head_options)
+    return Start(encoder, weights.objectives if weights.method else None, model.pretrained)
 
 
 def _continued(model: ModelConfig, file: Path) -> Start:

@@ -8,12 +8,6 @@ from torch import Tensor, nn
 from tiprctl.models.clip import HEAD_WIDTH, LayerNorm, Transformer
 
 
-def caption_mask(token_ids: Tensor) -> Tensor:
-    """Which of the tokens `(B, L)` belong to the caption, (B, L), True up to its end token, False at padding."""
-    ends = token_ids.argmax(dim=1, keepdim=True)
-    return torch.arange(token_ids.shape[1], device=token_ids.device) <= ends
-
-
 def decoder_blocks(width: int, depth: int) -> Transformer:
     """The blocks of a decoder, as in CLIP, with QuickGELU and fresh weights from torch's global generator."""
     transformer = Transformer(width, depth, _heads(width), quick_gelu=True, causal=False)

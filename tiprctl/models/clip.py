@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -179,6 +180,24 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
+    @torch.no_grad()
+    def gaze(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
+        """How much the token at `place` (B,) of `x` (B, L, W) looks at each, `(B, L)` averaged over the heads.
+
+        Rows sum to 1; what is not `visible` (B, L) gets 0.
+        """
+        width = x.shape[2]
+        (query_weight, key_weight), (query_bias, key_bias) = (
+            parameter.split(width)[:2] for parameter in (self.in_proj_weight, self.in_proj_bias)
+        )
+        rows = torch.arange(len(x), device=x.device)
+        query = F.linear(x[rows, place], query_weight, query_bias).unflatten(1, (self.heads, 1, -1))
+        key = F.linear(x, key_weight, key_bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        scores = (query @ key.transpose(2, 3)).squeeze(2).float() * query.shape[-1] ** -0.5
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None], -torch.inf)
+        return scores.softmax(dim=2).mean(dim=1)
+
 
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then a perceptron four times as wide."""
@@ -201,6 +220,10 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), causal=causal, visible=visible)
         return x + self.mlp(self.ln_2(x))
 
+    def gaze(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
+        """How much the token at `place` (B,) looks at each of `x` (B, L, W) in this block; see `Attention.gaze`."""
+        return self.attn.gaze(self.ln_1(x), place, visible)
+
 
 class Transformer(nn.Module):
     """A stack of blocks, causal or not."""
@@ -212,8 +235,19 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens `(B, L, W)` to `(B, L, W)`; those that are not `visible` (B, L) are never looked at."""
-        for block in self.resblocks:
-            x = block(x, causal=self.causal, visible=visible)
+        return self._run(self.resblocks, x, visible)
+
+    def attend(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, and how much the token at `place` (B,) looks at each token in the last block, `(B, L)`.
+
+        A causal stack cannot look past a token; `visible` is to say so.
+        """
+        before = self._run(self.resblocks[:-1], x, visible)
+        return self._run(self.resblocks[-1:], before, visible), self.resblocks[-1].gaze(before, place, visible)
+
+    def _run(self, blocks: Iterable[Block], x: Tensor, visible: Tensor | None) -> Tensor:
+        for block in blocks:
+            x = block(x, causal=self.causal, visible=None if self.causal else visible)
         return x
 
     @torch.no_grad()
@@ -252,6 +286,15 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Clip.encode_image`."""
+        return self._project(self.transformer(self._embed(pixels, keep)))
+
+    def attend(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Clip.attend_image`."""
+        x, attention = self.transformer.attend(self._embed(pixels), torch.zeros_like(pixels[:, 0, 0, 0]).long())
+        return self._project(x), attention
+
+    def _embed(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What enters the blocks: the class token and the patches, all or those to keep, `(B, 1 + N, W)`."""
         if pixels.shape[1:] != (3, *self.image_size):
             raise UsageError(
                 f"The image tower takes images of shape {(3, *self.image_size)}, not {tuple(pixels.shape[1:])}"
@@ -260,9 +303,10 @@ class VisionTransformer(nn.Module):
         if keep is not None:
             patches = patches.gather(1, keep.unsqueeze(2).expand(-1, -1, patches.shape[2]))
         class_token = (self.class_embedding + self.positional_embedding[0]).expand(patches.shape[0], 1, -1)
-        x = torch.cat([class_token, patches], dim=1)
-        x = self.ln_post(self.transformer(self.ln_pre(x)))
-        return x @ self.proj
+        return self.ln_pre(torch.cat([class_token, patches], dim=1))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.ln_post(x) @ self.proj
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -305,6 +349,13 @@ class Clip(nn.Module):
         """
         return self.visual(pixels, keep)
 
+    def attend_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of `encode_image`, and how much the class token looks at each in the last block, `(B, 1 + N)`.
+
+        The attention is averaged over the heads and has no gradient.
+        """
+        return self.visual.attend(pixels)
+
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
 
@@ -313,11 +364,25 @@ class Clip(nn.Module):
         Raises:
             UsageError: the rows are longer than the context.
         """
+        return self._project(self.transformer(self._embed(token_ids)))
+
+    def attend_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of `encode_text`, and how much the end token looks at each in the last block, `(B, L)`.
+
+        The attention is averaged over the heads and has no gradient; padding gets 0.
+        """
+        ends = token_ids.argmax(dim=1)
+        x, attention = self.transformer.attend(self._embed(token_ids), ends, caption_mask(token_ids))
+        return self._project(x), attention
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
         length = token_ids.shape[1]
         if length > self.config.context_length:
             raise UsageError(f"Captions of {length} tokens exceed the context of {self.config.context_length}")
-        x = self.token_embedding(token_ids) + self.positional_embedding[:length]
-        return self.ln_final(self.transformer(x)) @ self.text_projection
+        return self.token_embedding(token_ids) + self.positional_embedding[:length]
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.ln_final(x) @ self.text_projection
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -329,6 +394,12 @@ class Clip(nn.Module):
         self.transformer.initialise(generator)
         self.ln_final.reset_parameters()
         self.text_projection.normal_(std=width**-0.5, generator=generator)
+
+
+def caption_mask(token_ids: Tensor) -> Tensor:
+    """Which of the tokens `(B, L)` belong to the caption, (B, L), True up to its end token, False at padding."""
+    ends = token_ids.argmax(dim=1, keepdim=True)
+    return torch.arange(token_ids.shape[1], device=token_ids.device) <= ends
 
 
 def _image_positions(grid: tuple[int, int], width: int) -> Tensor:

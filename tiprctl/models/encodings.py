@@ -13,7 +13,9 @@ from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads.base import Features
 from tiprctl.models.masking import grey, random_keep
+from tiprctl.models.tokens import Tokens
 from tiprctl.token_masking import mask_tokens
 
 
@@ -87,21 +89,41 @@ class Needs:
 class Encodings:
     """What the towers made of a batch of B image-caption pairs.
 
-    Shapes: `image_tokens` (B, 1+N, D), `text_tokens` (B, L, D) of `token_ids` (B, L); `image` and `text` (B, F) the
-    head's features, not normalised; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
+    `images` and `captions`, of `token_ids` (B, L), are the towers' tokens; `image_features` and `text_features` what
+    the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
     `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
     What no objective needs is None.
     """
 
     token_ids: Tensor
-    image_tokens: Tensor
-    text_tokens: Tensor
-    image: Tensor
-    text: Tensor
+    images: Tokens
+    captions: Tokens
+    image_features: Features
+    text_features: Features
     masked_image_tokens: Tensor | None = None
     kept: Tensor | None = None
     masked_text_tokens: Tensor | None = None
     token_labels: Tensor | None = None
+
+    @property
+    def image_tokens(self) -> Tensor:
+        """All tokens of the images, `(B, 1+N, D)`."""
+        return self.images.values
+
+    @property
+    def text_tokens(self) -> Tensor:
+        """All tokens of the captions, `(B, L, D)`."""
+        return self.captions.values
+
+    @property
+    def image(self) -> Tensor:
+        """The images' features, `(B, F)`, not normalised."""
+        return self.image_features.vector
+
+    @property
+    def text(self) -> Tensor:
+        """The captions' features, `(B, F)`, not normalised."""
+        return self.text_features.vector
 
     @cached_property
     def similarity(self) -> Tensor:
@@ -116,12 +138,11 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
     """
     context = encoder.clip.config.context_length
     token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
-    image_tokens = encoder.clip.encode_image(batch.pixels)
-    text_tokens = encoder.clip.encode_text(token_ids)
+    images, captions = encoder.see(batch.pixels), encoder.read(token_ids)
     masked_image_tokens, kept = _masked_image(encoder, batch.pixels, needs.masked_image, generator)
     masked_text_tokens, token_labels = None, None
     if needs.masked_text and batch.token_labels is not None:
-        masked_text_tokens, token_labels = text_tokens, _padded(batch.token_labels, token_ids.shape[1])
+        masked_text_tokens, token_labels = captions.values, _padded(batch.token_labels, token_ids.shape[1])
     elif needs.masked_text:
         masked_ids, token_labels = mask_tokens(
             token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, generator=generator
@@ -129,10 +150,10 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
         masked_text_tokens = encoder.clip.encode_text(masked_ids)
     return Encodings(
         token_ids=token_ids,
-        image_tokens=image_tokens,
-        text_tokens=text_tokens,
-        image=encoder.head.image(image_tokens),
-        text=encoder.head.text(text_tokens, token_ids),
+        images=images,
+        captions=captions,
+        image_features=encoder.head.image(images),
+        text_features=encoder.head.text(captions),
         masked_image_tokens=masked_image_tokens,
         kept=kept,
         masked_text_tokens=masked_text_tokens,

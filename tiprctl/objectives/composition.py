@@ -61,7 +61,8 @@ class Composition(nn.Module):
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
-        yield Role.BASE, self.encoder
+        yield Role.BASE, self.encoder.clip
+        yield Role.FAST, self.encoder.head
         for objective in self.objectives.values():
             yield from objective.roles()
 

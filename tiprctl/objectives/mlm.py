@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tiprctl.config import Count, frozen
 from tiprctl.losses.mlm import mlm_loss
-from tiprctl.models.blocks import CrossAttention, caption_mask, decoder_blocks
+from tiprctl.models.blocks import CrossAttention, decoder_blocks
 from tiprctl.models.clip import LayerNorm, QuickGELU
 from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch, TextMask
 from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
@@ -76,6 +76,6 @@ class MaskedLanguageModelling(Objective):
 
     def tell(self, enc: Encodings) -> Tensor:
         """Scores of all words for each of the M masked tokens, caption by caption, `(M, vocabulary)`."""
-        visible = None if self.config.attend_padding else caption_mask(enc.token_ids)
+        visible = None if self.config.attend_padding else enc.captions.visible
         tokens = self.transformer(self.cross(enc.masked_text_tokens, enc.image_tokens), visible)
         return self.head(self.ln_post(tokens[enc.token_labels != 0]))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tiprctl.config import Count, frozen
 from tiprctl.errors import UsageError
 from tiprctl.losses.restoration import restoration_loss
-from tiprctl.models.blocks import CrossAttention, caption_mask, decoder_blocks
+from tiprctl.models.blocks import CrossAttention, decoder_blocks
 from tiprctl.models.clip import ClipConfig, LayerNorm, grid_positions
 from tiprctl.models.encodings import EncoderSpec, Encodings, ImageMask, Needs, PairBatch
 from tiprctl.models.masking import hidden_patches, kept_patches, patchify, standardise
@@ -112,7 +112,7 @@ class TextGuidedRestoration(Objective):
 
     def _words(self, enc: Encodings) -> Tensor | None:
         """Which tokens of the text may be looked at, (B, L); None: all."""
-        return None if self.config.attend_padding else caption_mask(enc.token_ids)
+        return None if self.config.attend_padding else enc.captions.visible
 
 
 def _check(config: TirConfig, clip: ClipConfig) -> None:

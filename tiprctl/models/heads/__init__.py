@@ -1,17 +1,25 @@
-"""Heads: what turns a tower's tokens into the features that are compared and indexed."""
+"""Heads by name: what turns a tower's tokens into the features that are compared and indexed."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tiprctl.config import from_dict
 from tiprctl.errors import unknown_name
+from tiprctl.models.heads.base import Head
 from tiprctl.models.heads.global_token import GlobalToken
 
-HEADS = {GlobalToken.name: GlobalToken}
+HEADS: Mapping[str, type[Head]] = {head.name: head for head in (GlobalToken,)}
 
 
-def build_head(name: str, embed_dim: int) -> GlobalToken:
-    """The head of that name for towers of width `embed_dim`.
+def build_head(name: str, options: Mapping[str, Any], embed_dim: int) -> Head:
+    """The head of that name for towers of width `embed_dim`, with fresh weights from torch's global generator.
 
     Raises:
-        UsageError: there is no such head; the choices are listed.
+        UsageError: there is no such head (the choices are listed), or its options are wrong.
     """
     if name not in HEADS:
         raise unknown_name("head", name, HEADS)
-    return HEADS[name](embed_dim)
+    kind = HEADS[name]
+    return kind(from_dict(kind.Config, dict(options), where=f"head {name}"), embed_dim)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from tiprctl.config import frozen
+from tiprctl.models.heads.base import Features, Head
+from tiprctl.models.tokens import Tokens
 
 
-class GlobalToken(nn.Module):
+@frozen
+class GlobalConfig:
+    """There is nothing to choose."""
+
+
+class GlobalToken(Head):
     """Global features without parameters; `width` is the towers' embedding width."""
 
-    name = "global"
+    name, Config = "global", GlobalConfig
 
-    def __init__(self, embed_dim: int):
-        super().__init__()
-        self.width = embed_dim
+    def image(self, tokens: Tokens) -> Features:
+        return Features(tokens.whole)
 
-    def image(self, image_tokens: Tensor) -> Tensor:
-        """Image tokens `(B, 1+N, D)` to features `(B, D)`: the class token."""
-        return image_tokens[:, 0]
-
-    def text(self, text_tokens: Tensor, token_ids: Tensor) -> Tensor:
-        """Text tokens `(B, L, D)` of ids `(B, L)` to features `(B, D)`: the end token, which has the largest id."""
-        rows = torch.arange(len(text_tokens), device=text_tokens.device)
-        return text_tokens[rows, token_ids.argmax(dim=-1)]
+    def text(self, tokens: Tokens) -> Features:
+        return Features(tokens.whole)
