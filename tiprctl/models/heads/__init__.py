@@ -8,9 +8,10 @@ from typing import Any
 from tiprctl.config import from_dict
 from tiprctl.errors import unknown_name
 from tiprctl.models.heads.base import Head
+from tiprctl.models.heads.division import VisualDivision
 from tiprctl.models.heads.global_token import GlobalToken
 
-HEADS: Mapping[str, type[Head]] = {head.name: head for head in (GlobalToken,)}
+HEADS: Mapping[str, type[Head]] = {head.name: head for head in (GlobalToken, VisualDivision)}
 
 
 def build_head(name: str, options: Mapping[str, Any], embed_dim: int) -> Head:

@@ -29,16 +29,31 @@ class Features:
     selection: Selection | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Related:
+    """What a head makes of P image-caption pairs whose captions have up to M phrases.
+
+    `regions` (P, M, D): what each phrase's prompt finds in the image; `focus` (P, M): how far each is to be trusted,
+    0 where there is no phrase; `text` (P, D): the captions as the images change them.
+    """
+
+    regions: Tensor
+    focus: Tensor
+    text: Tensor
+
+
 class Head(nn.Module):
     """Base of all heads.
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, embed_dim)`, which sets `width` (F),
-    and `image` and `text`. `needs_attention`: whether it reads `Tokens.attention`.
+    and `image` and `text`. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at
+    pairs, and so gives `relate` and `pair_scores`.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]
     needs_attention: ClassVar[bool] = False
+    reranks: ClassVar[bool] = False
     width: int
 
     def __init__(self, config: Any, embed_dim: int):
@@ -53,3 +68,17 @@ class Head(nn.Module):
     def text(self, tokens: Tokens) -> Features:
         """The features of captions."""
         raise NotImplementedError(f"{type(self).__name__} does not define its text features")
+
+    def relate(self, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
+        """Patch tokens `(P, N, D)` together with captions `(P, D)` and the prompts of their phrases `(P, M, D)`.
+
+        Where `found` (P, M) is False there is no phrase, and what stands in its place changes nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not look at pairs")
+
+    def pair_scores(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
+        """How well images `(P, D)` and captions go together, `(P,)` float32, higher = better; the rest as in `relate`.
+
+        All tokens are the towers', not normalised. Scores order the images of a caption; they are no cosines.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not look at pairs")

@@ -1,0 +1,90 @@
+"""SCVD's head: the global tokens are indexed, and what a caption's phrases find in an image scores the pair again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tiprctl.config import NonNegative, Positive, frozen
+from tiprctl.losses.similarity import at_least_float32
+from tiprctl.models.blocks import CrossAttention
+from tiprctl.models.clip import LayerNorm
+from tiprctl.models.heads.base import Related
+from tiprctl.models.heads.global_token import GlobalToken
+
+PROJECTION_SHARE = 0.01
+"""How long the prompts' part in a reconstructed caption is at the start, as a share of a prompt's length."""
+
+
+@frozen
+class DivisionConfig:
+    """How far the phrases decide; all ours, the paper's values are not public.
+
+    `focus_temperature` divides the cosines of regions and prompts: the lower, the more the best found phrase counts.
+    `local_weight`: the phrases' part in a pair's score, beside the cosine of the image and the whole caption.
+    """
+
+    focus_temperature: Positive = 0.1
+    local_weight: NonNegative = 0.5
+
+
+class VisualDivision(GlobalToken):
+    """Divides an image by the phrases of a caption (SCVD, TCSVT 2024: cross-modal guided interaction).
+
+    Its features are those of the head `global`, so what is indexed never depends on a query. Its parameters serve what
+    looks at a pair: the objective `scvd`, and `pair_scores`. Only the paper's abstract is public; what is our reading
+    is listed in docs/methods/scvd.md.
+    """
+
+    name, Config = "division", DivisionConfig
+    reranks = True
+
+    def __init__(self, config: DivisionConfig, embed_dim: int):
+        super().__init__(config, embed_dim)
+        self.cross = CrossAttention(embed_dim, depth=1)
+        self.ln_region = LayerNorm(embed_dim)
+        # Without a bias, a caption without phrases stays as it is.
+        self.projection = nn.Linear(embed_dim, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=PROJECTION_SHARE * embed_dim**-0.5)
+
+    def relate(self, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
+        regions = self.localise(patches, prompts)
+        focus = self.focus(regions, prompts, found)
+        return Related(regions, focus, self.reconstruct(text, prompts, focus))
+
+    def pair_scores(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
+        """Cosine of image and reconstructed caption, plus `local_weight` times the focused cosines of the regions."""
+        related = self.relate(patches, text, prompts, found)
+        local = (related.focus * _cosine(related.regions, prompts)).sum(dim=1)
+        return _cosine(image, related.text) + self.config.local_weight * local
+
+    def localise(self, patches: Tensor, prompts: Tensor) -> Tensor:
+        """What each prompt finds among the patches `(B, N, D)`: prompts `(B, M, D)` to regions `(B, M, D)`.
+
+        The paper's text-guided visual localisation (TVL). There is no residual: a region is made of patches alone, or
+        a prompt would be compared with itself.
+        """
+        return self.ln_region(self.cross(prompts, patches))
+
+    def focus(self, regions: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
+        """How far each phrase is to be trusted, `(B, M)` float32: rows sum to 1, and to 0 without any phrase.
+
+        Softmax of the cosines of regions and prompts `(B, M, D)` over the phrases that are `found` (B, M).
+        """
+        scores = _cosine(regions, prompts) / self.config.focus_temperature
+        # The lowest number instead of -inf: the softmax of a row without phrases stays finite, and so its gradient.
+        lowest = torch.finfo(scores.dtype).min
+        return scores.masked_fill(~found, lowest).softmax(dim=1) * found
+
+    def reconstruct(self, text: Tensor, prompts: Tensor, focus: Tensor) -> Tensor:
+        """Captions `(B, D)` with their prompts `(B, M, D)` worked in as far as `focus` (B, M) trusts them, `(B, D)`.
+
+        The paper's vision-guided semantics reconstruction (VSR). At the start it is the caption, nearly.
+        """
+        return text + self.projection((focus[:, :, None] * prompts).sum(dim=1))
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine of the vectors in the last dimension, row with row, in full precision."""
+    return F.cosine_similarity(at_least_float32(first), at_least_float32(second), dim=-1)
