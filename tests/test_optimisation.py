@@ -9,7 +9,8 @@ import tiny
 import torch
 from torch import nn
 
-from tiprctl.config import ObjectiveConfig, OptimConfig
+from tiprctl.config import ObjectiveConfig, OptimConfig, from_dict
+from tiprctl.errors import UsageError
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives.base import Role
@@ -30,11 +31,57 @@ OPTIONS = {"tir": {"depth": 2}, "mlm": {"depth": 2}}
 SCHEDULE = json.loads((REFERENCES / "schedule.json").read_text())
 
 
-def test_the_published_schedule_is_met_epoch_by_epoch():
-    config = OptimConfig()
+@pytest.mark.parametrize(
+    ("published", "changes"), [("cosine", {}), ("step", {"schedule": "steps", "milestones": (20 / 60, 50 / 60)})]
+)
+def test_the_published_schedules_are_met_epoch_by_epoch(published, changes):
+    config = OptimConfig(**changes)
     rates = [config.lr * schedule_factor(epoch + part, 60, config) for epoch in range(60) for part in (0, 0.99)]
-    torch.testing.assert_close(torch.tensor(rates[::2]), torch.tensor(SCHEDULE["cosine"]))
+    torch.testing.assert_close(torch.tensor(rates[::2]), torch.tensor(SCHEDULE[published]))
     assert rates[::2] == rates[1::2]
+
+
+def test_cfines_rate_warms_up_over_ten_epochs_and_falls_at_20_25_and_35():
+    config = OptimConfig(schedule="steps", warmup=10 / 50, warmup_start=0.01)
+    factors = [schedule_factor(epoch, 50, config) for epoch in range(50)]
+    warm_up = [0.01 * (1 - epoch / 10) + epoch / 10 for epoch in range(10)]
+    assert factors == pytest.approx([*warm_up, *[1] * 10, *[0.1] * 5, *[0.01] * 10, *[0.001] * 15])
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize(
+    ("milestones", "epochs"), [((0.4, 0.5, 0.7), 50), ((0.1, 0.3), 10), ((7 / 30, 19 / 30), 30), ((0.29, 0.58), 100)]
+)
+def test_a_step_falls_on_its_epoch_however_the_fraction_rounds(milestones, epochs, interval):
+    config = OptimConfig(schedule="steps", milestones=milestones, warmup=0, interval=interval)
+    factors = [schedule_factor(epoch, epochs, config) for epoch in range(epochs)]
+    falls = [epoch for epoch in range(1, epochs) if factors[epoch] < factors[epoch - 1]]
+    assert falls == [round(milestone * epochs) for milestone in milestones]
+
+
+def test_steps_without_milestones_keep_the_rate():
+    config = OptimConfig(schedule="steps", milestones=(), warmup=1 / 4)
+    assert [schedule_factor(epoch, 4, config) for epoch in range(4)] == [0.1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"milestones": [0.5, 0.4]}, "milestones do not rise: 0.5, 0.4"),
+        ({"milestones": [0.5, 0.5]}, "milestones do not rise"),
+        ({"milestones": [0.5, 20]}, "milestones.1"),
+        ({"schedule": "steps", "warmup": 0.5}, "the milestone 0.4 falls into the warm-up, which lasts to 0.5"),
+        ({"schedule": "stairs"}, "'cosine' or 'steps'"),
+        ({"gamma": 2}, "gamma"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        from_dict(OptimConfig, changes)
+
+
+def test_milestones_do_not_bind_a_cosine():
+    assert OptimConfig(warmup=0.5).schedule == "cosine"
 
 
 def test_by_step_the_schedule_is_smooth_and_ends_at_zero():

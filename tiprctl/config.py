@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -82,12 +83,15 @@ class CaptionConfig:
     `prune`: probability that a caption gives way to its pruned form, its nouns, adjectives and pronouns (SEN).
     `mask_content`, `mask_other`: probability that a token of a noun or adjective, and that any other token, is masked
     for every loss, as the published code of IRRA and SEN does and their papers do not say (docs/choices.md).
-    To prune, and to mask the two unequally, takes the file that `tiprctl augment` makes.
+    `phrases`: how many noun phrases of each caption are read as prompts of their own, 0 for none (SCVD); those of the
+    whole caption, whatever form is drawn.
+    To prune, to mask the two unequally, and to read phrases takes the file that `tiprctl augment` makes.
     """
 
     prune: Fraction = 0.0
     mask_content: Fraction = 0.0
     mask_other: Fraction = 0.0
+    phrases: Annotated[int, Field(ge=0, le=6)] = 0
 
 
 @frozen
@@ -109,9 +113,12 @@ class SamplingConfig:
 class OptimConfig:
     """Optimiser and learning-rate schedule (METHODS: Adam 1e-5, warm-up 5 epochs from 0.1, cosine to 0, per epoch).
 
-    `warmup` is a fraction of the epochs. `bias_factor` and `fresh_factor` multiply the learning rate of biases and of
-    modules that do not come from the pretrained towers; biases are never decayed, and vectors (norm gains, scalars)
-    only with `decay_vectors`. `clip_norm` 0 switches gradient clipping off.
+    `bias_factor` and `fresh_factor` multiply the learning rate of biases and of modules that do not come from the
+    pretrained towers; biases are never decayed, and vectors (norm gains, scalars) only with `decay_vectors`.
+    `clip_norm` 0 switches gradient clipping off.
+
+    After the warm-up the rate falls: `schedule` `cosine`, smoothly to 0; `steps`, to `gamma` times what it was, at each
+    of the `milestones`. The warm-up and the milestones are fractions of the epochs; the milestones are CFine's.
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -125,7 +132,16 @@ class OptimConfig:
     clip_norm: NonNegative = 0.0
     warmup: Fraction = 5 / 60
     warmup_start: Fraction = 0.1
+    schedule: Literal["cosine", "steps"] = "cosine"
+    milestones: tuple[Fraction, ...] = (20 / 50, 25 / 50, 35 / 50)
+    gamma: Fraction = 0.1
     interval: Literal["epoch", "step"] = "epoch"
+
+    def __post_init__(self) -> None:
+        if any(later <= earlier for earlier, later in pairwise(self.milestones)):
+            raise ValueError(f"milestones do not rise: {', '.join(map(str, self.milestones))}")
+        if self.schedule == "steps" and self.milestones and self.milestones[0] < self.warmup:
+            raise ValueError(f"the milestone {self.milestones[0]} falls into the warm-up, which lasts to {self.warmup}")
 
 
 @frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -35,15 +36,16 @@ def parameter_groups(roles: Iterable[tuple[Role, nn.Module]], config: OptimConfi
 
 
 def schedule_factor(epochs_done: float, epochs: float, config: OptimConfig) -> float:
-    """The factor of the base learning rate after `epochs_done` of `epochs`: linear warm-up, then cosine to 0.
+    """The factor of the base learning rate after `epochs_done` of `epochs`: a linear warm-up, then the schedule.
 
     With interval `epoch` the factor is that of the epoch's beginning, as in the published code.
     """
-    time = math.floor(epochs_done) if config.interval == "epoch" else epochs_done
-    warmup = config.warmup * epochs
-    if time < warmup:
-        return config.warmup_start + (1 - config.warmup_start) * time / warmup
-    return 0.5 * (1 + math.cos(math.pi * (time - warmup) / (epochs - warmup))) if epochs > warmup else 1.0
+    done = (math.floor(epochs_done) if config.interval == "epoch" else epochs_done) / epochs
+    if done < config.warmup:
+        return config.warmup_start + (1 - config.warmup_start) * done / config.warmup
+    if config.schedule == "steps":
+        return config.gamma ** bisect_right(config.milestones, done)
+    return 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup))) if config.warmup < 1 else 1.0
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
