@@ -16,6 +16,7 @@ FLOORS = (
         "tiprctl.metrics",
         "tiprctl.tokenizer",
         "tiprctl.token_masking",
+        "tiprctl.prompts",
         "tiprctl.errors",
         "tiprctl.files",
         "tiprctl.images",
@@ -28,7 +29,14 @@ FLOORS = (
     ),
     ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
-    ("tiprctl.recipes", "tiprctl.settings", "tiprctl.starting", "tiprctl.evaluation", "tiprctl.explanation"),
+    (
+        "tiprctl.recipes",
+        "tiprctl.settings",
+        "tiprctl.starting",
+        "tiprctl.evaluation",
+        "tiprctl.explanation",
+        "tiprctl.extension",
+    ),
     ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )

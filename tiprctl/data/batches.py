@@ -15,6 +15,7 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import epoch_batches
 from tiprctl.data.transforms import augment
+from tiprctl.prompts import Prompts
 from tiprctl.tokenizer import Tokenizer
 
 
@@ -24,13 +25,15 @@ class Batch:
 
     `pixels` (B, 3, H, W) normalised float32; `token_ids` (B, L) int64, padded with 0 to the longest caption of the
     batch; `pids` (B,) identity labels from 0 without gaps; `token_labels` (B, L) the original ids where the captions
-    are masked, elsewhere 0, None when they are whole.
+    are masked, elsewhere 0, None when they are whole; `prompts` those of the captions' phrases, None where the recipe
+    wants none.
     """
 
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
     token_labels: Tensor | None = None
+    prompts: Prompts | None = None
 
 
 class TrainingBatches:
@@ -64,11 +67,13 @@ class TrainingBatches:
         for step, (indices, pixels) in enumerate(zip(batches, images), start=skip):
             of_images, of_captions = (step_generator(config.seed, epoch, step, purpose=purpose) for purpose in (0, 2))
             token_ids, labels = self.captions.draw(indices, of_captions)
+            prompts = self.captions.prompts_of(indices)
             yield Batch(
                 pixels=augment(pixels.to(device, non_blocking=True), config.augment, of_images),
                 token_ids=token_ids.to(device, non_blocking=True),
                 pids=torch.from_numpy(self.pids[indices]).to(device, non_blocking=True),
                 token_labels=None if labels is None else labels.to(device, non_blocking=True),
+                prompts=None if prompts is None else prompts.to(device),
             )
 
     def _indices(self, epoch: int) -> list[np.ndarray]:

@@ -1,9 +1,10 @@
-"""What a training batch reads: of each caption the whole or the pruned form, with or without masked tokens."""
+"""What a training batch reads: of each caption the whole or the pruned form, masked or not, and its prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -11,17 +12,19 @@ from torch import Generator, Tensor
 
 from tiprctl.config import CaptionConfig
 from tiprctl.data.manifest import Manifest
+from tiprctl.data.phrases import noun_phrases, prompt
 from tiprctl.data.pruning import read_origin, read_pruned
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
+from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
 from tiprctl.tokenizer import Tokenizer, clean
 
 
 class TrainingCaptions:
-    """The training captions of a data set, tokenised once in each form that `config` may choose.
+    """The training captions of a data set, tokenised once in each form that `config` may choose, and their prompts.
 
     `lengths` (captions,) are the token counts of the whole captions. The pruned file is read only where it is needed:
-    to prune, and to mask nouns and adjectives otherwise than the rest.
+    to prune, to mask nouns and adjectives otherwise than the rest, and to find phrases.
 
     Raises:
         InputError: the pruned file is needed and missing, damaged, or made from another manifest.
@@ -43,6 +46,12 @@ class TrainingCaptions:
             classes = [pruned.classes, [kept_classes(each) for each in pruned.classes]]
             flags = [flag_content(*each, tokenizer) for form in zip(forms, classes) for each in zip(*form, strict=True)]
             self.content = torch.from_numpy(_rows(flags, token_ids.shape[1])).view_as(self.token_ids)
+
+        self.prompts = None
+        if config.phrases:
+            phrases = map(noun_phrases, forms[0], pruned.classes, repeat(config.phrases))
+            prompts = [[prompt(phrase) for phrase in each] for each in phrases]
+            self.prompts = Prompts.of(prompts, tokenizer, limit=config.phrases)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -66,6 +75,10 @@ class TrainingCaptions:
             probability = torch.where(self.content[chosen][:, :longest], config.mask_content, config.mask_other)
         return mask_tokens(token_ids, probability, vocab_size=self.vocab_size, generator=generator)
 
+    def prompts_of(self, captions: np.ndarray) -> Prompts | None:
+        """The prompts of the captions with these numbers; None where `config` wants none."""
+        return self.prompts and self.prompts.select(torch.from_numpy(captions))
+
 
 def captions_origin(manifest: Manifest, config: CaptionConfig) -> dict[str, str] | None:
     """Where the pruned captions that `config` needs come from: tagger, version, fingerprint; None where it needs none.
@@ -81,7 +94,7 @@ def _by_class(config: CaptionConfig) -> bool:
 
 
 def _needs_pruned(config: CaptionConfig) -> bool:
-    return bool(config.prune) or _by_class(config)
+    return bool(config.prune or config.phrases) or _by_class(config)
 
 
 def kept_classes(classes: str) -> str:

@@ -16,6 +16,7 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.base import Features
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
+from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
 
 
@@ -23,12 +24,14 @@ class PairBatch(Protocol):
     """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,) from 0.
 
     `token_labels` (B, L) are the original ids where the captions came masked, elsewhere 0; None when they came whole.
+    `prompts` are those of the captions' phrases; None where the captions came without.
     """
 
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
     token_labels: Tensor | None
+    prompts: Prompts | None
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class TextMask:
 class Needs:
     """The views of a batch that an objective wants beside the plain image and caption.
 
-    `padded_text`: captions padded to the whole context, for those published decoders that attend to padding.
+    `padded_text`: captions padded to the whole context, for those published decoders that attend to padding. `prompts`:
+    the prompts of the captions' phrases, which the batch must bring.
     """
 
     masked_image: ImageMask | None = None
     masked_text: TextMask | None = None
     padded_text: bool = False
+    prompts: bool = False
 
     def merge(self, other: Needs) -> Needs:
         """Both needs in one.
@@ -92,6 +97,8 @@ class Encodings:
     `images` and `captions`, of `token_ids` (B, L), are the towers' tokens; `image_features` and `text_features` what
     the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
     `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
+    `prompts` (B, M, D) are the global tokens of each caption's prompts, through no head, with `prompt_found` (B, M), True
+    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`).
     What no objective needs is None.
     """
 
@@ -104,6 +111,9 @@ class Encodings:
     kept: Tensor | None = None
     masked_text_tokens: Tensor | None = None
     token_labels: Tensor | None = None
+    prompts: Tensor | None = None
+    prompt_found: Tensor | None = None
+    prompt_index: Tensor | None = None
 
     @property
     def image_tokens(self) -> Tensor:
@@ -134,7 +144,11 @@ class Encodings:
 def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Encodings:
     """Encode the images and captions of a batch, and each further view that is needed, once.
 
-    Masks are drawn from `generator`. Captions that came masked are their own masked view.
+    Masks are drawn from `generator`. Captions that came masked are their own masked view. A prompt that several captions
+    share is encoded once.
+
+    Raises:
+        UsageError: prompts are needed and the batch has none.
     """
     context = encoder.clip.config.context_length
     token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
@@ -158,6 +172,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
         kept=kept,
         masked_text_tokens=masked_text_tokens,
         token_labels=token_labels,
+        **(_prompts(encoder, batch.prompts) if needs.prompts else {}),
     )
 
 
@@ -170,6 +185,18 @@ def _masked_image(
     rows, columns = encoder.clip.config.grid
     kept = random_keep(len(pixels), rows * columns, mask.ratio, generator=generator, device=pixels.device)
     return encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept), kept
+
+
+def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> dict[str, Tensor]:
+    """What `Encodings` tells of the prompts, by its fields."""
+    if prompts is None:
+        raise UsageError(
+            "An objective reads the prompts of the captions' phrases, and the captions come without",
+            where="captions.phrases",
+            remedy="Train with some for each caption: `--set captions.phrases=6`.",
+        )
+    whole = encoder.read(prompts.token_ids).whole
+    return {"prompts": whole[prompts.index], "prompt_found": prompts.found, "prompt_index": prompts.index}
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

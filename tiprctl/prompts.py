@@ -1,0 +1,49 @@
+"""The prompts of captions as token ids, each distinct one once: what the data make and the text tower reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from tiprctl.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The prompts of B captions, at most M each; captions share P distinct ones.
+
+    `token_ids` (P, L) int64, padded with 0; `index` (B, M) int64, the number of each caption's prompts in order among
+    the distinct ones; `found` (B, M) bool, True where a caption has so many. Beyond them `index` repeats its first.
+    """
+
+    token_ids: Tensor
+    index: Tensor
+    found: Tensor
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[str]], tokenizer: Tokenizer, *, limit: int) -> Prompts:
+        """Tokenise the prompts of captions, from one to `limit` (M) for each of them."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+        rows = [[*each, *[each[0]] * (limit - len(each))] for each in texts]
+        index = torch.tensor([numbers[text] for row in rows for text in row], dtype=torch.long)
+        counts = torch.tensor([len(each) for each in texts], dtype=torch.long)
+        return cls(
+            token_ids=torch.from_numpy(tokenizer(list(numbers))),
+            index=index.view(len(texts), limit),
+            found=torch.arange(limit) < counts[:, None],
+        )
+
+    def select(self, captions: Tensor) -> Prompts:
+        """Those of the captions with these numbers `(B,)`: no other prompt, none twice, cut to the longest."""
+        distinct, index = self.index[captions].unique(return_inverse=True)
+        token_ids = self.token_ids[distinct]
+        longest = int((token_ids > 0).sum(dim=1).max())
+        return Prompts(token_ids[:, :longest], index, self.found[captions])
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same on `device`."""
+        return Prompts(*(each.to(device, non_blocking=True) for each in (self.token_ids, self.index, self.found)))
