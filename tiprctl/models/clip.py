@@ -402,6 +402,13 @@ def caption_mask(token_ids: Tensor) -> Tensor:
     return torch.arange(token_ids.shape[1], device=token_ids.device) <= ends
 
 
+def word_mask(token_ids: Tensor) -> Tensor:
+    """Which of the tokens `(B, L)` are words, (B, L), True between the start token and the end token."""
+    ends = token_ids.argmax(dim=1, keepdim=True)
+    positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+    return (positions > 0) & (positions < ends)
+
+
 def _image_positions(grid: tuple[int, int], width: int) -> Tensor:
     """The first position table `(1 + N, W)` of the image tower: zero for the class."""
     return torch.cat([torch.zeros(1, width), _scaled(grid_positions(grid, width))])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiprctl.models.clip import Clip, caption_mask
+from tiprctl.models.clip import Clip, caption_mask, word_mask
 from tiprctl.models.heads import build_head
 from tiprctl.models.tokens import Tokens
 
@@ -40,7 +40,14 @@ class DualEncoder(nn.Module):
             values, attention = self.clip.attend_text(token_ids)
         else:
             values = self.clip.encode_text(token_ids)
-        return Tokens(values, token_ids.argmax(dim=1), caption_mask(token_ids), attention)
+        return Tokens(
+            values,
+            place=token_ids.argmax(dim=1),
+            visible=caption_mask(token_ids),
+            attention=attention,
+            words=word_mask(token_ids),
+            context=self.clip.config.context_length,
+        )
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised images `(B, 3, H, W)` to features `(B, F)`, not normalised."""

@@ -36,11 +36,12 @@ class PairBatch(Protocol):
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an objective may know of the encoder and the data it trains on."""
+    """What an objective may know of the encoder, whose `head` it tells by name, and the data it trains on."""
 
     clip: ClipConfig
     feature_width: int
     identities: int
+    head: str = "global"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Composition(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.configs = tuple(configs)
-        spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities)
+        spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities, encoder.head.name)
         self.objectives = nn.ModuleDict({config.name: build_objective(config, spec) for config in self.configs})
         for boundary in {0.0, *(edge for config in configs for edge in (config.start, config.stop) if edge < 1)}:
             self._check(boundary)
