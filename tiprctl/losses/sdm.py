@@ -27,10 +27,10 @@ def sdm_loss(similarity: Tensor, pids: Tensor, *, logit_scale: float | Tensor, e
     matches = (pids[:, None] == pids[None, :]).to(logits.dtype)
     log_target = (matches / matches.sum(dim=1, keepdim=True) + epsilon).log()
     # The matches are symmetric, so one target serves both directions.
-    return _divergence(logits, log_target) + _divergence(logits.T, log_target)
+    return divergence(logits, log_target) + divergence(logits.T, log_target)
 
 
-def _divergence(logits: Tensor, log_target: Tensor) -> Tensor:
+def divergence(logits: Tensor, log_target: Tensor) -> Tensor:
     """KL(p || q), p the softmax of each row of `logits`, averaged over the rows."""
     log_p = logits.log_softmax(dim=1)
     return (log_p.exp() * (log_p - log_target)).sum(dim=1).mean()
