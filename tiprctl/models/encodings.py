@@ -13,7 +13,7 @@ from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.heads.base import Features
+from tiprctl.models.heads.base import Features, Related
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
@@ -99,7 +99,8 @@ class Encodings:
     the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
     `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
     `prompts` (B, M, D) are the global tokens of each caption's prompts, through no head, with `prompt_found` (B, M), True
-    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`).
+    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`); `related` is
+    what a head that reranks makes of them together with their own image and caption.
     What no objective needs is None.
     """
 
@@ -115,6 +116,7 @@ class Encodings:
     prompts: Tensor | None = None
     prompt_found: Tensor | None = None
     prompt_index: Tensor | None = None
+    related: Related | None = None
 
     @property
     def image_tokens(self) -> Tensor:
@@ -173,7 +175,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
         kept=kept,
         masked_text_tokens=masked_text_tokens,
         token_labels=token_labels,
-        **(_prompts(encoder, batch.prompts) if needs.prompts else {}),
+        **(_prompts(encoder, batch.prompts, images, captions) if needs.prompts else {}),
     )
 
 
@@ -188,7 +190,7 @@ def _masked_image(
     return encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept), kept
 
 
-def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> dict[str, Tensor]:
+def _prompts(encoder: DualEncoder, prompts: Prompts | None, images: Tokens, captions: Tokens) -> dict[str, Any]:
     """What `Encodings` tells of the prompts, by its fields."""
     if prompts is None:
         raise UsageError(
@@ -196,8 +198,11 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> dict[str, Tensor]
             where="captions.phrases",
             remedy="Train with some for each caption: `--set captions.phrases=6`.",
         )
-    whole = encoder.read(prompts.token_ids).whole
-    return {"prompts": whole[prompts.index], "prompt_found": prompts.found, "prompt_index": prompts.index}
+    values, found = encoder.read(prompts.token_ids).whole[prompts.index], prompts.found
+    related = None
+    if encoder.head.reranks:
+        related = encoder.head.relate(images.values[:, 1:], captions.whole, values, found)
+    return {"prompts": values, "prompt_found": found, "prompt_index": prompts.index, "related": related}
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:
