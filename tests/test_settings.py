@@ -54,6 +54,12 @@ def test_nothing_set_changes_nothing_and_the_recipe_stays_as_it_was():
     assert objective(RECIPES["sen"], "triplet").options == {"margin": 0.05}
 
 
+def test_a_setting_reaches_an_option_of_the_head():
+    config = with_settings(SEN, ["model.head=division", "division.local_weight=0.7", "division.local_weight=0.8"])
+    assert (config.model.head, config.model.head_options) == ("division", {"local_weight": 0.8})
+    assert SEN.model.head_options == {}
+
+
 def test_settings_are_judged_together():
     config = with_settings(RECIPES["synth"], ["itc.start=0.6", "itc.stop=0.9"])
     assert (objective(config, "itc").start, objective(config, "itc").stop) == (0.6, 0.9)
@@ -90,6 +96,27 @@ def test_settings_are_judged_together():
 def test_what_cannot_be_set_is_explained(setting, message):
     with pytest.raises(UsageError, match=message):
         with_settings(SEN, [setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["division.local_weight=1"], r"head of this training is 'global', not 'division'\n--set\n.*--losses or --aux"),
+        (["model.head=division", "division.weight=1"], r"Did you mean local_weight\?"),
+        (
+            ["model.head=division", "divison.local_weight=1"],
+            r"no place named 'divison'\n--set\nDid you mean division\?",
+        ),
+        (
+            ["model.head=division", "division.local_weight=-1"],
+            r"local_weight: .*greater than or equal to 0\nhead division",
+        ),
+        (["global.weight=1"], "no place named 'global'"),
+    ],
+)
+def test_what_cannot_be_set_of_a_head_is_explained(settings, message):
+    with pytest.raises(UsageError, match=message):
+        with_settings(SEN, settings)
 
 
 def test_what_other_options_decide_is_fixed():

@@ -141,15 +141,68 @@ def test_another_input_resizes_the_positions(trainer, tmp_path):
     assert clip.encode_image(torch.zeros(1, 3, 32, 16)).shape == (1, 106, 16)
 
 
-def test_another_size_or_head_is_refused_with_both_named(trainer, tmp_path, monkeypatch):
+def test_another_size_is_refused_with_both_named(trainer, tmp_path):
     first, _ = trainer("first")
     first.run()
     model = replace(first.config.model, pretrained=str(tmp_path / "first"))
     with pytest.raises(InputError, match=r"holds tiny, not ViT-B-32\n.*best.safetensors\n.*--model"):
         build_start(replace(model, name="ViT-B-32"), torch.Generator())
-    monkeypatch.setitem(HEADS, "parts", HEADS["global"])
-    with pytest.raises(InputError, match=r"has the head global, not parts\n.*best.safetensors"):
-        build_start(replace(model, head="parts"), torch.Generator())
+
+
+DIVISION = {"model.head": "division", "model.head_options": {"local_weight": 0.7}}
+
+
+def test_a_head_without_weights_gives_way_to_a_fresh_one(trainer, tmp_path):
+    trainer("first")[0].run()
+    second, warnings = trainer("second", **DIVISION, **{"model.pretrained": str(tmp_path / "first")})
+    assert warnings == []
+    tensors, _ = read_checkpoint(tmp_path / "first" / BEST)
+    assert same(second.composition, tensors) == tensors.keys()
+    fresh = second.composition.state_dict().keys() - tensors.keys()
+    assert fresh
+    assert all(name.startswith("encoder.head.") for name in fresh)
+    assert second.composition.encoder.head.config.local_weight == 0.7
+    second.run()
+
+
+def test_the_same_head_goes_on_with_what_it_learnt(trainer, tmp_path):
+    trainer("first", **DIVISION)[0].run()
+    second, _ = trainer("second", **DIVISION, **{"model.pretrained": str(tmp_path / "first"), "seed": 5})
+    tensors, _ = read_checkpoint(tmp_path / "first" / BEST)
+    assert any(name.startswith("encoder.head.") for name in tensors)
+    assert same(second.composition, tensors) == second.composition.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "global"}, r"has the head division, not global\n.*best.safetensors\n.*head global"),
+        ({"head": "other"}, r"has the head division, not other\n.*best.safetensors"),
+        (
+            {"head": "division"},
+            r"head division has learnt with local_weight 0.7, not 0.5\n.*best.safetensors\n"
+            r".*--set division.local_weight=0.7",
+        ),
+    ],
+)
+def test_another_head_than_the_one_that_learnt_is_refused(trainer, tmp_path, monkeypatch, changes, message):
+    first, _ = trainer("first", **DIVISION)
+    first.run()
+    monkeypatch.setitem(HEADS, "other", type("Other", (HEADS["division"],), {"name": "other"}))
+    model = ModelConfig(name="tiny", pretrained=str(tmp_path / "first"), image_size=(16, 8), **changes)
+    with pytest.raises(InputError, match=message):
+        build_start(model, torch.Generator())
+
+
+def test_a_run_with_a_head_of_its_own_goes_on_after_its_start_is_gone(trainer, tmp_path):
+    trainer("first")[0].run()
+    changes = {**DIVISION, "model.pretrained": str(tmp_path / "first")}
+    second, _ = trainer("second", **changes)
+    second.run()
+    (tmp_path / "first" / BEST).unlink()
+    again, warnings = trainer("second", **changes)
+    assert warnings == []
+    assert same(again.composition, second.composition.state_dict()) == second.composition.state_dict().keys()
 
 
 def test_a_starting_checkpoint_gives_the_size_and_the_input(first):

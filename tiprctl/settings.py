@@ -1,4 +1,4 @@
-"""`KEY=VALUE` settings: any value of a configuration, or of one of its objectives, by its dotted place."""
+"""`KEY=VALUE` settings: any value of a configuration, of one of its objectives, or of its head, by its dotted place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tiprctl.config import ObjectiveConfig, TrainConfig, from_dict, override, to_dict
 from tiprctl.errors import UsageError, unknown_name
+from tiprctl.models.heads import HEADS
 from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.starting import with_start
 
@@ -23,8 +24,8 @@ FIXED = MappingProxyType({"recipe": "--recipe", "objectives": "--losses or --aux
 def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mapping[str, str] = FIXED) -> TrainConfig:
     """`config` changed as the settings say, all at once: `triplet.margin=0.1`, `tir.weight=5`, `captions.prune=0.3`.
 
-    A key names an objective's weight, start, stop or option, or a value of the configuration. A value is JSON where it
-    parses as such, else text. `fixed` names what other options of a command decide, and these.
+    A key names an objective's weight, start, stop or option, an option of the head, or a value of the configuration. A
+    value is JSON where it parses as such, else text. `fixed` names what other options of a command decide, and these.
 
     Raises:
         UsageError: a setting is malformed, names nothing that there is (the choices are listed), or is out of range.
@@ -41,6 +42,12 @@ def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mappin
                 where=OPTION,
                 remedy=f"Name it in {fixed['objectives']}.",
             )
+        if place in HEADS.keys() - {values["model"]["head"]}:
+            raise UsageError(
+                f"The head of this training is {values['model']['head']!r}, not {place!r}",
+                where=OPTION,
+                remedy=f"Take a recipe with that head, or name an objective that works on it in {fixed['objectives']}.",
+            )
         holders = _holders(values, objectives, place)
         if leaf not in holders:
             raise _unknown(f"setting of {place}" if place else "setting", leaf, holders)
@@ -50,6 +57,9 @@ def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mappin
         from_dict(ObjectiveConfig, objective, where=where)
         if objective["options"]:
             from_dict(find_objective(name).Config, objective["options"], where=where)
+    head, options = values["model"]["head"], values["model"]["head_options"]
+    if head in HEADS and options:
+        from_dict(HEADS[head].Config, options, where=f"head {head}")
     return from_dict(TrainConfig, values, where=OPTION)
 
 
@@ -85,7 +95,9 @@ def _parse(setting: str) -> tuple[str, Any]:
 
 
 def _holders(values: dict[str, Any], objectives: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
-    """What can be set at a place, and which dictionary holds each: the place is an objective, a part, or "" for the top.
+    """What can be set at a place, and which dictionary holds each.
+
+    The place is an objective, the head, a part of the configuration, or "" for the top.
 
     Raises:
         UsageError: there is no such place.
@@ -97,8 +109,12 @@ def _holders(values: dict[str, Any], objectives: dict[str, Any], place: str) -> 
     parts = {name: part for name, part in values.items() if isinstance(part, dict)}
     if place in parts:
         return dict.fromkeys(parts[place], parts[place])
+    head = values["model"]["head"]
+    options = [field.name for field in fields(HEADS[head].Config)] if head in HEADS else []
+    if options and place == head:
+        return dict.fromkeys(options, values["model"]["head_options"])
     if place:
-        raise _unknown("place", place, (*objectives, *parts))
+        raise _unknown("place", place, (*objectives, *([head] if options else []), *parts))
     return {name: values for name in values if name not in (*parts, *FIXED)}
 
 

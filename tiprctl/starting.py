@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
-from tiprctl.config import ModelConfig
+from tiprctl.config import ModelConfig, to_dict
 from tiprctl.errors import InputError
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads.base import Head
 from tiprctl.models.weights import (
     check_size,
     find_weights,
@@ -124,18 +126,34 @@ def build_start(model: ModelConfig, generator: torch.Generator) -> Start:
 
 
 def _continued(model: ModelConfig, file: Path) -> Start:
-    """What a checkpoint that a run wrote holds, at the input of `model`."""
-    encoder, _ = load_encoder(file)
-    check_size(model.name, encoder.clip.config, file)
-    if encoder.head.name != model.head:
-        raise InputError(
-            f"The checkpoint has the head {encoder.head.name}, not {model.head}",
-            where=file,
-            remedy="Start from a checkpoint with that head, or choose a recipe with this one.",
-        )
-    encoder.clip = refit_clip(encoder.clip, model.image_size, model.stride)
+    """What a checkpoint that a run wrote holds, at the input of `model`; a head without weights gives way to any."""
+    held, _ = load_encoder(file)
+    check_size(model.name, held.clip.config, file)
+    clip = refit_clip(held.clip, model.image_size, model.stride)
+    encoder = DualEncoder(clip, model.head, model.head_options)
+    if weights := held.head.state_dict():
+        _check_head(held.head, encoder.head, file)
+        encoder.head.load_state_dict(weights)
     objectives, header = read_checkpoint(file, OBJECTIVES)
     return Start(encoder, objectives, str(file), header.get("data_fingerprint"))
+
+
+def _check_head(held: Head, wanted: Head, file: Path) -> None:
+    """Refuse a head that is not the checkpoint's, or is set otherwise."""
+    if held.name != wanted.name:
+        raise InputError(
+            f"The checkpoint has the head {held.name}, not {wanted.name}",
+            where=file,
+            remedy="Start from a checkpoint with that head or with the head global, or choose a recipe with this one.",
+        )
+    asked = to_dict(wanted.config)
+    for option, value in to_dict(held.config).items():
+        if asked[option] != value:
+            raise InputError(
+                f"The checkpoint's head {held.name} has learnt with {option} {value}, not {asked[option]}",
+                where=file,
+                remedy=f"Train with --set {held.name}.{option}={json.dumps(value)}, or start from another checkpoint.",
+            )
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
