@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,35 @@ def test_top_ranks_of_nothing() -> None:
     assert indices.shape == scores.shape == (0, 2)
     indices, scores = top_ranks(torch.rand(2, 4), torch.rand(0, 4), 2)
     assert indices.shape == scores.shape == (2, 0)
+
+
+def test_what_is_put_first_ranks_before_all_others_in_its_order() -> None:
+    queries, gallery, query_ids, gallery_ids = random_case(seed=5)
+    generator = torch.Generator().manual_seed(5)
+    first = torch.stack([torch.randperm(len(gallery), generator=generator)[:7] for _ in queries])
+    # Far from unit length: the places must stay apart beside large products.
+    queries = queries * 1e6
+
+    similarity = (queries @ gallery.T).tolist()
+    for row, items in zip(similarity, first.tolist()):
+        for place, item in enumerate(items):
+            row[item] = math.inf if place == 0 else 1e12 - place
+    expected = metrics_oracle(similarity, query_ids.tolist(), gallery_ids.tolist(), (1, 3, 7, 10))
+
+    found = retrieval_metrics(queries, gallery, query_ids, gallery_ids, first=first, ks=(1, 3, 7, 10), chunk=4)
+    assert_same(found, expected)
+    plain = retrieval_metrics(queries, gallery, query_ids, gallery_ids, ks=(1, 3, 7, 10))
+    assert found.recall != plain.recall
+
+
+def test_another_order_of_the_first_leaves_the_recall_beyond_them() -> None:
+    queries, gallery, query_ids, gallery_ids = random_case(seed=6)
+    best, _ = top_ranks(queries, gallery, 7)
+    plain, turned = (
+        retrieval_metrics(queries, gallery, query_ids, gallery_ids, first=first, ks=(1, 7, 10))
+        for first in (None, best.flip(1))
+    )
+    assert (plain.recall[7], plain.recall[10]) == (turned.recall[7], turned.recall[10])
+    assert plain.recall[1] != turned.recall[1]
+    same = retrieval_metrics(queries, gallery, query_ids, gallery_ids, first=best, ks=(1, 7, 10))
+    assert_same(same, plain)

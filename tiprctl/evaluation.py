@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +15,11 @@ from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
-from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
 from tiprctl.tokenizer import default_tokenizer
 
 IMAGE_BATCH = 128
-TEXT_BATCH = 256
 DIRECTIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
 """The fields of `Evaluation`, and their short names."""
 OnItems = Callable[[int], None]
@@ -68,14 +66,12 @@ class EvaluationData:
     def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int | None = None):
         self.split = split
         self.images = DecodedImages(split.image_paths, image_size, workers=workers)
-        token_ids = default_tokenizer()(split.captions)
-        self.token_ids = torch.from_numpy(token_ids)
-        self.lengths = token_ids.argmax(axis=1) + 1
+        self.token_ids = torch.from_numpy(default_tokenizer()(split.captions))
 
     @property
     def items(self) -> int:
         """Images and captions together: what `on_items` counts up to."""
-        return len(self.images) + len(self.lengths)
+        return len(self.images) + len(self.token_ids)
 
     def encode(self, embedder: Embedder, on_items: OnItems = _ignore) -> SplitFeatures:
         """Encode the split; `on_items` is told how many more images or captions are done."""
@@ -84,18 +80,7 @@ class EvaluationData:
         for pixels in self.images.in_order(IMAGE_BATCH):
             image.append(embedder.image_features(pixels))
             on_items(len(pixels))
-        return SplitFeatures(torch.cat(image), self._encode_captions(embedder, on_items))
-
-    def _encode_captions(self, embedder: Embedder, on_items: OnItems) -> Tensor:
-        """In batches of like length, each cut to its longest caption; returned in the split's order."""
-        order = np.argsort(self.lengths, kind="stable")
-        features = torch.empty(len(order), embedder.width, device=embedder.device)
-        for start in range(0, len(order), TEXT_BATCH):
-            rows = order[start : start + TEXT_BATCH]
-            token_ids = self.token_ids[rows, : int(self.lengths[rows].max())]
-            features[torch.from_numpy(rows).to(embedder.device)] = embedder.text_features(token_ids)
-            on_items(len(rows))
-        return features
+        return SplitFeatures(torch.cat(image), over_captions(embedder.text_features, self.token_ids, on_items))
 
 
 def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _ignore) -> Evaluation:

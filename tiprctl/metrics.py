@@ -65,6 +65,7 @@ def retrieval_metrics(
     query_ids: Tensor | Sequence[int],
     gallery_ids: Tensor | Sequence[int],
     *,
+    first: Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     chunk: int = CHUNK,
 ) -> RetrievalMetrics:
@@ -78,10 +79,15 @@ def retrieval_metrics(
         query_features: (Q, D).
         gallery_features: (G, D).
         query_ids, gallery_ids, ks: as for `rank_metrics`, whose figures and errors it shares.
+        first: (Q, K) gallery items that rank before all others of their query, in this order, whatever their
+            similarity: a ranking whose best K were put in another order.
         chunk: queries ranked at a time.
     """
     shape = (len(query_features), len(gallery_features))
-    return _measure(_inner_products(query_features, gallery_features), shape, query_ids, gallery_ids, ks, chunk)
+    similarities = _inner_products(query_features, gallery_features)
+    if first is not None:
+        similarities = _putting_first(first, similarities)
+    return _measure(similarities, shape, query_ids, gallery_ids, ks, chunk)
 
 
 @torch.no_grad()
@@ -111,6 +117,19 @@ def _inner_products(query_features: Tensor, gallery_features: Tensor) -> Callabl
             return at_least_float32(query_features[rows]) @ gallery
 
     return similarities
+
+
+def _putting_first(first: Tensor, similarities: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`similarities` in which the items `first` (Q, K) of each query lie above all others, in falling order."""
+
+    def raised(rows: Tensor) -> Tensor:
+        scores = similarities(rows)
+        places = torch.arange(first.shape[1] + 1, 1, -1, device=scores.device)
+        # Multiples of the largest are apart in floating point however large it is; the others stay as they are.
+        largest = scores.abs().amax(dim=1, keepdim=True).clamp(min=1)
+        return scores.scatter(1, first[rows].to(scores.device), largest * places)
+
+    return raised
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from tiprctl.config import TrainConfig
 from tiprctl.losses.similarity import unit_rows
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.tokens import Tokens
 from tiprctl.pixels import normalise
 from tiprctl.precision import amp_dtype, autocast
 from tiprctl.tokenizer import default_tokenizer
+
+TEXT_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Origin:
     """Where an encoder comes from.
 
     `description` says it to people; `fingerprint` is that of the weights; `config`, the data (`dataset`, its folder,
-    its manifest's fingerprint) and `selected_on` (the split that chose the epoch) are the run's, None without one.
+    its manifest's fingerprint), `tagger` (what told its captions' nouns, where it needed to know them) and
+    `selected_on` (the split that chose the epoch) are the run's, None without one.
     """
 
     description: str = ""
@@ -32,6 +37,7 @@ class Origin:
     dataset: str | None = None
     data_root: Path | None = None
     data_fingerprint: str | None = None
+    tagger: str | None = None
     selected_on: str = "none"
 
     @property
@@ -76,14 +82,48 @@ class Embedder:
         """Sentences to float32 `(B, width)`, rows of unit length."""
         return self.text_features(torch.from_numpy(default_tokenizer()(texts))).cpu().numpy()
 
-    @torch.inference_mode()
     def image_features(self, pixels: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` uint8 to unit features `(B, width)` on the embedder's device."""
-        with autocast(self.device, self.dtype):
-            return unit_rows(self.encoder.image_features(normalise(pixels.to(self.device, non_blocking=True))))
+        with self.inference():
+            return unit_rows(self.encoder.image_features(self._normalised(pixels)))
 
-    @torch.inference_mode()
     def text_features(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to unit features `(B, width)` on the embedder's device."""
-        with autocast(self.device, self.dtype):
+        with self.inference():
             return unit_rows(self.encoder.text_features(token_ids.to(self.device, non_blocking=True)))
+
+    def see(self, pixels: Tensor) -> Tokens:
+        """The tokens of images `(B, 3, H, W)` uint8."""
+        with self.inference():
+            return self.encoder.see(self._normalised(pixels))
+
+    def read(self, token_ids: Tensor) -> Tokens:
+        """The tokens of captions `(B, L)`."""
+        with self.inference():
+            return self.encoder.read(token_ids.to(self.device, non_blocking=True))
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Within the block the encoder computes without gradients, in the embedder's precision."""
+        with torch.inference_mode(), autocast(self.device, self.dtype):
+            yield
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels.to(self.device, non_blocking=True))
+
+
+def over_captions(
+    encode: Callable[[Tensor], Tensor], token_ids: Tensor, on_items: Callable[[int], object] = lambda count: None
+) -> Tensor:
+    """What `encode` makes of all captions `(C, L)`, a row each, in their order.
+
+    They are encoded in batches of like length, each cut to its longest; `on_items` is told how many more are done.
+    """
+    lengths = token_ids.argmax(dim=1) + 1
+    order = lengths.argsort(stable=True)
+    parts = []
+    for rows in order.split(TEXT_BATCH):
+        parts.append(encode(token_ids[rows, : int(lengths[rows].max())]))
+        on_items(len(rows))
+    encoded = torch.cat(parts)
+    return encoded[order.argsort().to(encoded.device)]
