@@ -9,7 +9,9 @@ from tiprctl.losses.sdm import divergence
 from tiprctl.losses.similarity import at_least_float32, unit_rows
 
 
-def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+def cmpm_loss(
+    image: Tensor, text: Tensor, pids: Tensor, *, weights: Tensor | None = None, epsilon: float = 1e-8
+) -> Tensor:
     """Divergence of the softmax of each feature's projections onto the other modality from its identity matches.
 
     A feature x is projected onto the direction y / |y| of each feature of the other modality. With p the softmax of its
@@ -21,6 +23,8 @@ def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, epsilon: float = 1e-
         image: (B, D) image features, not normalised: their length is the softmax's inverse temperature.
         text: (B, D) text features, paired with the images row by row.
         pids: (B,) identities of the pairs.
+        weights: (B,) how much each pair counts as an anchor, of whatever sum; 1 / B each where they are not given. As
+            another's negative it always counts in full.
         epsilon: keeps the logarithm of a non-match finite.
 
     Returns:
@@ -31,4 +35,4 @@ def cmpm_loss(image: Tensor, text: Tensor, pids: Tensor, *, epsilon: float = 1e-
     log_target = (matches / matches.sum(dim=1, keepdim=True).sqrt() + epsilon).log()
     with torch.autocast(image.device.type, enabled=False):
         image_to_text, text_to_image = image @ unit_rows(text).T, text @ unit_rows(image).T
-    return divergence(image_to_text, log_target) + divergence(text_to_image, log_target)
+    return divergence(image_to_text, log_target, weights) + divergence(text_to_image, log_target, weights)

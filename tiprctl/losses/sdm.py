@@ -30,7 +30,8 @@ def sdm_loss(similarity: Tensor, pids: Tensor, *, logit_scale: float | Tensor, e
     return divergence(logits, log_target) + divergence(logits.T, log_target)
 
 
-def divergence(logits: Tensor, log_target: Tensor) -> Tensor:
-    """KL(p || q), p the softmax of each row of `logits`, averaged over the rows."""
+def divergence(logits: Tensor, log_target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """KL(p || q), p the softmax of each row of `logits`: the mean over the rows, or their sum by `weights`."""
     log_p = logits.log_softmax(dim=1)
-    return (log_p.exp() * (log_p - log_target)).sum(dim=1).mean()
+    rows = (log_p.exp() * (log_p - log_target)).sum(dim=1)
+    return rows.mean() if weights is None else (weights * rows).sum()
