@@ -30,7 +30,7 @@ def test_captions_are_shown_before_and_after_with_the_totals(root, cuhk_manifest
     assert result.stdout.count("A person in a green coat, view 0.") == 1
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
     pruned = read_pruned(cuhk_manifest).pruned
-    assert rows[0] == ["A person in a green coat, view 0.", "person green coat view"]
+    assert rows[0] == ["A person in a green coat, view 0.", "person green coat view", "person, green coat, view"]
     assert len(rows) == 4
     before = sum(len(caption.split()) for caption in cuhk_manifest.split("train").captions)
     after = sum(len(caption.split()) for caption in pruned)
@@ -51,6 +51,7 @@ def test_json_is_one_document(root, cuhk_manifest):
     assert (document["tagger"], document["version"]) == ("hanta", TAGGERS["hanta"].version)
     captions = cuhk_manifest.split("train").captions
     assert [example["caption"] for example in document["examples"]] == [captions[0], captions[8]]
+    assert document["examples"][0]["phrases"] == ["person", "green coat", "view"]
 
 
 @pytest.mark.parametrize(("preview", "shown"), [(0, 0), (5, 5), (99, 16)])

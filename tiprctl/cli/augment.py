@@ -1,4 +1,4 @@
-"""`tiprctl augment`: prune the training captions to their nouns, adjectives and pronouns."""
+"""`tiprctl augment`: prune the training captions to their nouns, adjectives and pronouns, and tell their phrases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Tagger(StrEnum):
 
 def augment(
     data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
-    preview: Annotated[int, typer.Option(min=0, help="How many captions to show before and after.")] = 5,
+    preview: Annotated[
+        int, typer.Option(min=0, help="How many captions to show, with what they are pruned to and their phrases.")
+    ] = 5,
     tagger: Annotated[
         Tagger, typer.Option(help="What tells nouns from verbs; textblob is faster, weaker and an extra.")
     ] = Tagger.hanta,
@@ -34,7 +36,7 @@ def augment(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Prune each training caption to its nouns, adjectives and pronouns, once, for recipes that train on both forms.
+    """Prune each training caption to its nouns, adjectives and pronouns, once, for recipes that read them or phrases.
 
     \b
     tiprctl augment cuhk-pedes --preview 5
@@ -54,7 +56,7 @@ def augment(
         raise
     captions = manifest.split("train").captions
     document = {**_summary(manifest, captions, done), "tagged_now": view.tagged or 0}
-    document["examples"] = _examples(captions, done.pruned, preview)
+    document["examples"] = _examples(captions, done, preview)
     if json:
         render.result_json(document)
     else:
@@ -93,17 +95,22 @@ def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> d
     }
 
 
-def _examples(captions: list[str], pruned: list[str], count: int) -> list[dict[str, str]]:
-    """So many captions, from all over the split, before and after."""
+def _examples(captions: list[str], done: PrunedCaptions, count: int) -> list[dict[str, Any]]:
+    """So many captions, from all over the split, before and after, with the phrases that a recipe may read."""
+    from tiprctl.data.phrases import noun_phrases
+
     every = max(1, len(captions) // max(1, count))
-    pairs = list(zip(captions, pruned))[::every][:count]
-    return [{"caption": caption, "pruned": short} for caption, short in pairs]
+    chosen = list(zip(captions, done.pruned, done.classes))[::every][:count]
+    return [
+        {"caption": caption, "pruned": pruned, "phrases": noun_phrases(caption, classes)}
+        for caption, pruned, classes in chosen
+    ]
 
 
 def _print(title: str, document: dict[str, Any], *, written: bool) -> None:
     if document["examples"]:
-        rows = [tuple(example.values()) for example in document["examples"]]
-        render.result_table(render.table(title, ("caption", "pruned"), rows))
+        rows = [(each["caption"], each["pruned"], ", ".join(each["phrases"])) for each in document["examples"]]
+        render.result_table(render.table(title, ("caption", "pruned", "phrases"), rows))
     rows = [(f"{document['captions']:,}", f"{document['words_kept']:.1%}", f"{document['left_whole']:,}")]
     headings = [(heading, "right") for heading in ("captions", "words kept", "left whole")]
     render.result_table(render.table(None, headings, rows))
