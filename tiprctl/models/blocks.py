@@ -10,7 +10,7 @@ from tiprctl.models.clip import HEAD_WIDTH, LayerNorm, Transformer
 
 def decoder_blocks(width: int, depth: int) -> Transformer:
     """The blocks of a decoder, as in CLIP, with QuickGELU and fresh weights from torch's global generator."""
-    transformer = Transformer(width, depth, _heads(width), quick_gelu=True, causal=False)
+    transformer = Transformer(width, depth, attention_heads(width), quick_gelu=True, causal=False)
     transformer.initialise(torch.default_generator)
     return transformer
 
@@ -25,7 +25,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.ln_query = LayerNorm(width)
         self.ln_context = LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, _heads(width), batch_first=True)
+        self.attn = nn.MultiheadAttention(width, attention_heads(width), batch_first=True)
         nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
 
@@ -45,6 +45,6 @@ class CrossAttention(nn.Module):
         return self.attn(self.ln_query(query), context, context, key_padding_mask=hidden, need_weights=need_weights)
 
 
-def _heads(width: int) -> int:
+def attention_heads(width: int) -> int:
     """Attention heads of the published width; a single one where that does not divide `width`."""
     return 1 if width % HEAD_WIDTH else width // HEAD_WIDTH

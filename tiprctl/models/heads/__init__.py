@@ -10,8 +10,9 @@ from tiprctl.errors import unknown_name
 from tiprctl.models.heads.base import Head
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.models.heads.global_token import GlobalToken
+from tiprctl.models.heads.salient_parts import SalientParts
 
-HEADS: Mapping[str, type[Head]] = {head.name: head for head in (GlobalToken, VisualDivision)}
+HEADS: dict[str, type[Head]] = {head.name: head for head in (GlobalToken, SalientParts, VisualDivision)}
 
 
 def build_head(name: str, options: Mapping[str, Any], embed_dim: int) -> Head:
