@@ -11,12 +11,13 @@ import torch
 from tiprctl.checkpoint import read_checkpoint
 from tiprctl.config import CaptionConfig, override
 from tiprctl.data.batches import TrainingBatches, step_generator
-from tiprctl.data.captions import TrainingCaptions, flag_content, kept_classes
+from tiprctl.data.captions import TrainingCaptions, captions_origin, flag_content, kept_classes
 from tiprctl.data.manifest import Manifest
+from tiprctl.data.phrases import phrases_of, prompt
 from tiprctl.data.pruning import FILE_NAME, prune_captions
 from tiprctl.data.synth_pedes import wording
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, classify, prune, tokens_of
-from tiprctl.errors import InputError
+from tiprctl.errors import InputError, UsageError
 from tiprctl.progress import Listener
 from tiprctl.runs import LAST
 from tiprctl.tokenizer import default_tokenizer
@@ -149,11 +150,14 @@ def test_a_caption_that_is_cut_keeps_its_flags_in_place(manifest):
     assert torch.equal(labels > 0, torch.tensor([[token in content for token in row] for row in whole.tolist()]))
 
 
-@pytest.mark.parametrize("captions", [{"prune": 0.2}, {"mask_content": 0.3, "mask_other": 0.05}])
+@pytest.mark.parametrize("captions", [{"prune": 0.2}, {"mask_content": 0.3, "mask_other": 0.05}, {"phrases": 1}])
 def test_the_pruned_file_is_asked_for_only_where_it_is_needed(cuhk_manifest, captions):
     with pytest.raises(InputError, match=rf"{FILE_NAME}[\s\S]*tiprctl augment"):
         TrainingCaptions(cuhk_manifest, CaptionConfig(**captions), TOKENIZER)
+    with pytest.raises(InputError, match="tiprctl augment"):
+        captions_origin(cuhk_manifest, CaptionConfig(**captions))
     TrainingCaptions(cuhk_manifest, CaptionConfig(), TOKENIZER)
+    assert captions_origin(cuhk_manifest, CaptionConfig()) is None
 
 
 def test_batches_carry_labels_and_are_the_same_when_taken_up_again(manifest):
@@ -189,6 +193,83 @@ def test_a_training_on_pairs_of_pruned_and_masked_captions_is_taken_up_exactly(m
     assert not train(tmp_path / "parts").interrupted
     whole, parts = (read_checkpoint(tmp_path / name / LAST)[0] for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def read_prompts(prompts):
+    """For each caption the token ids of its prompts, without padding."""
+    texts = [[token for token in row if token] for row in prompts.token_ids.tolist()]
+    return [
+        [texts[number] for number, there in zip(*row) if there]
+        for row in zip(prompts.index.tolist(), prompts.found.tolist(), strict=True)
+    ]
+
+
+def expected_prompts(captions, limit=6):
+    return [
+        [[TOKENIZER.start, *TOKENIZER.encode(prompt(phrase)), TOKENIZER.end] for phrase in each]
+        for each in phrases_of(captions, "hanta", limit)
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6])
+def test_prompts_are_those_of_the_whole_caption_whatever_is_drawn(manifest, limit):
+    config = CaptionConfig(phrases=limit, prune=1.0, mask_content=0.9, mask_other=0.9)
+    captions = TrainingCaptions(manifest, config, TOKENIZER)
+    chosen = np.array([3, 0, 11, 0])
+    prompts = captions.prompts_of(chosen)
+    expected = expected_prompts([manifest.split("train").captions[number] for number in chosen], limit)
+    assert read_prompts(prompts) == expected
+    assert prompts.index.shape == prompts.found.shape == (4, limit)
+    assert len(prompts.token_ids) == len({tuple(row) for each in expected for row in each})
+    assert prompts.token_ids.shape[1] == max(len(row) for each in expected for row in each)
+
+
+def test_a_caption_without_a_noun_is_its_own_prompt(manifest):
+    table = manifest.captions.copy()
+    table.loc[table["split"] == "train", "caption"] = ["He walks quickly away."] + ["A man in a red coat."] * 15
+    silent = Manifest(manifest.dataset, manifest.root, table)
+    prune_captions(silent, "hanta")
+    prompts = TrainingCaptions(silent, CaptionConfig(phrases=3), TOKENIZER).prompts_of(np.arange(16))
+    assert prompts.found.sum(dim=1).tolist() == [1] + [2] * 15
+    assert len(prompts.token_ids) == 3
+    own = [TOKENIZER.start, *TOKENIZER.encode(prompt("He walks quickly away.")), TOKENIZER.end]
+    assert read_prompts(prompts)[0] == [own]
+
+
+def test_each_distinct_prompt_is_tokenised_once(manifest, monkeypatch):
+    read = []
+    original = type(TOKENIZER).__call__
+    monkeypatch.setattr(type(TOKENIZER), "__call__", lambda self, texts: read.append(texts) or original(self, texts))
+    TrainingCaptions(manifest, CaptionConfig(phrases=6), TOKENIZER)
+    prompts = read[-1]
+    phrases = phrases_of(manifest.split("train").captions, "hanta")
+    assert sorted(prompts) == sorted({prompt(phrase) for each in phrases for phrase in each})
+
+
+def test_phrases_change_nothing_else_in_a_batch(manifest):
+    captions = {"prune": 0.4, "mask_content": 0.3, "mask_other": 0.1}
+    plain, asked = (
+        TrainingBatches(manifest, override(tiny.recipe(), {"captions": captions | more}), TOKENIZER)
+        for more in ({}, {"phrases": 6})
+    )
+    texts = manifest.split("train").captions
+    for one, other, chosen in zip(
+        plain.epoch(1, skip=0, device=torch.device("cpu")),
+        asked.epoch(1, skip=0, device=torch.device("cpu")),
+        asked._indices(1),
+        strict=True,
+    ):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.token_ids, other.token_ids)
+        assert torch.equal(one.token_labels, other.token_labels)
+        assert one.prompts is None
+        assert read_prompts(other.prompts) == expected_prompts([texts[number] for number in chosen])
+
+
+@pytest.mark.parametrize("phrases", [-1, 7, "two"])
+def test_a_number_of_phrases_out_of_range_is_refused(phrases):
+    with pytest.raises(UsageError, match=r"captions\.phrases"):
+        override(tiny.recipe(), {"captions.phrases": phrases})
 
 
 def test_images_do_not_change_with_the_captions(manifest):

@@ -8,6 +8,7 @@ from tiprctl.models.encodings import ImageMask, Needs, TextMask, encode
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 from tiprctl.objectives.composition import Composition
+from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
 
 
@@ -139,3 +140,64 @@ def test_padded_captions_reach_the_whole_context_with_equal_features():
     short, long = (encode(encoder, batch, Needs(padded_text=padded), generator()) for padded in (False, True))
     assert long.text_tokens.shape[1] == long.token_ids.shape[1] == 77
     torch.testing.assert_close(long.text, short.text)
+
+
+def prompted(size=3):
+    """A batch whose captions have two prompts and the same ones, one, and two of which one is the first's second."""
+    batch = tiny.batch(size)
+    token_ids = torch.tensor([[98, 5, 6, 99, 0], [98, 7, 8, 9, 99], [98, 4, 99, 0, 0]])
+    index = torch.tensor([[0, 1], [2, 2], [1, 0]])[:size]
+    batch.prompts = Prompts(token_ids, index, torch.tensor([[True, True], [True, False], [True, True]])[:size])
+    return batch
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_distinct_prompts_are_encoded_once_and_given_to_each_caption(monkeypatch, size):
+    encoder, batch = tiny.encoder(), prompted(size)
+    passes = tiny.tower_passes(monkeypatch)
+    encodings = encode(encoder, batch, Needs(prompts=True), generator())
+    assert count(passes) == (1, 2)
+    assert passes["encode_text"][1] is batch.prompts.token_ids
+    assert encodings.prompts.shape == (size, 2, 16)
+    for caption, row in enumerate(batch.prompts.index.tolist()):
+        for slot, number in enumerate(row):
+            ids = batch.prompts.token_ids[number]
+            alone = encoder.clip.encode_text(ids[ids > 0][None])[0, -1]
+            torch.testing.assert_close(encodings.prompts[caption, slot], alone)
+    assert torch.equal(encodings.prompt_found, batch.prompts.found)
+    assert torch.equal(encodings.prompt_index, batch.prompts.index)
+
+
+def test_prompts_teach_the_text_tower():
+    encoder = tiny.encoder()
+    encode(encoder, prompted(), Needs(prompts=True), generator()).prompts.square().sum().backward()
+    gradient = encoder.clip.token_embedding.weight.grad
+    assert set(gradient.abs().sum(dim=1).nonzero().flatten().tolist()) == {4, 5, 6, 7, 8, 9, 98, 99}
+
+
+def test_prompts_that_nobody_reads_are_not_encoded(monkeypatch):
+    encoder, batch = tiny.encoder(), prompted()
+    passes = tiny.tower_passes(monkeypatch)
+    encodings = encode(encoder, batch, Needs(), generator())
+    assert count(passes) == (1, 1)
+    assert encodings.prompts is encodings.prompt_found is encodings.prompt_index is None
+
+
+def test_prompts_change_no_other_view():
+    encoder, batch = tiny.encoder(), prompted()
+    needs = Needs(masked_image=ImageMask(0.5), masked_text=TextMask(0.5))
+    plain, more = (encode(encoder, batch, each, generator()) for each in (needs, needs.merge(Needs(prompts=True))))
+    for view in ("token_ids", "text_tokens", "image_tokens", "kept", "masked_text_tokens", "token_labels"):
+        assert torch.equal(getattr(plain, view), getattr(more, view))
+
+
+def test_whoever_needs_prompts_gets_them_for_all():
+    assert Needs().merge(Needs(prompts=True)) == Needs(prompts=True).merge(Needs()) == Needs(prompts=True)
+    assert not Needs().merge(Needs()).prompts
+
+
+def test_a_batch_without_the_prompts_that_are_needed_says_how_to_get_them():
+    batch = tiny.batch()
+    batch.prompts = None
+    with pytest.raises(UsageError, match=r"without\ncaptions\.phrases\n.*--set captions\.phrases=6"):
+        encode(tiny.encoder(), batch, Needs(prompts=True), generator())
