@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tiprctl.objectives.base import Objective
 
 # Paths instead of classes: listing the choices must not import torch.
-OBJECTIVES = {
+OBJECTIVES: dict[str, str | type[Objective]] = {
     "sdm": "tiprctl.objectives.sdm:SimilarityDistributionMatching",
     "itc": "tiprctl.objectives.itc:ImageTextContrast",
     "id": "tiprctl.objectives.identity:IdentityClassification",
@@ -29,4 +29,5 @@ def find_objective(name: str) -> type[Objective]:
     """
     if name not in OBJECTIVES:
         raise unknown_name("objective", name, OBJECTIVES)
-    return resolve_name(OBJECTIVES[name])
+    entry = OBJECTIVES[name]
+    return resolve_name(entry) if isinstance(entry, str) else entry
