@@ -33,6 +33,7 @@ FLOORS = (
         "tiprctl.recipes",
         "tiprctl.settings",
         "tiprctl.starting",
+        "tiprctl.reranking",
         "tiprctl.evaluation",
         "tiprctl.explanation",
         "tiprctl.extension",

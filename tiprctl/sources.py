@@ -42,6 +42,7 @@ def _own(file: Path) -> tuple[DualEncoder, Origin]:
         dataset=header["dataset"],
         data_root=Path(root) if (root := header.get("data_root")) else None,
         data_fingerprint=header.get("data_fingerprint"),
+        tagger=(header.get("captions") or {}).get("tagger"),
         selected_on=header["selected_on"],
     )
     return encoder, origin

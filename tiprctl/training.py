@@ -294,6 +294,7 @@ class Trainer:
             "dataset": self.manifest.dataset,
             "data_root": str(self.manifest.root),
             "data_fingerprint": self.manifest.fingerprint,
+            "captions": Run(self.folder).info.get("captions"),
             "epoch": self.progress.epoch,
             "selected_on": self.selected_on if name == BEST else "last",
             "fingerprint": weights_fingerprint(

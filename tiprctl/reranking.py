@@ -1,0 +1,188 @@
+"""The first images of each caption ordered anew, by what a head makes of a caption and an image together.
+
+Features that are indexed never depend on a query, so they rank the whole gallery; what looks at a pair is asked about
+the first K images of each caption alone, and only these change places.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiprctl.data.decoding import DecodedImages
+from tiprctl.data.phrases import LIMIT, phrases_of, prompt
+from tiprctl.data.tagging import find_tagger
+from tiprctl.errors import InputError, UsageError
+from tiprctl.models.embedder import Embedder, over_captions
+from tiprctl.models.heads import HEADS
+from tiprctl.models.tokens import Tokens
+from tiprctl.prompts import Prompts
+from tiprctl.tokenizer import default_tokenizer
+
+DEFAULT_TAGGER = "hanta"
+"""What tags captions for a model that does not tell who tagged those that it learnt."""
+IMAGE_BATCH = 64
+PAIR_BATCH = 256
+"""Pairs scored at a time: each takes the patch tokens of its image (0.4 MB at 384x128 in float32), and what comes of
+them."""
+TAGGED_AT_ONCE = 64
+
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Opened with what is done, how many times, and of what; the context's function is told how many more are done."""
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """The first K images of each of Q captions in their new order, and what that cost.
+
+    `indices` (Q, K) int64 and the head's `scores` (Q, K) float32, best first, on the CPU; `images`, how many were
+    encoded again, each once; `seconds`, all told.
+    """
+
+    indices: Tensor
+    scores: Tensor
+    images: int
+    seconds: float
+
+    @property
+    def pairs(self) -> int:
+        """How many captions and images were looked at together."""
+        return self.indices.numel()
+
+    def put_first(self, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """A former ranking's first n `indices` (Q, n) and `scores` (Q, n) with the K first of them in the new order."""
+        count, width = self.indices.shape[1], indices.shape[1]
+        return tuple(
+            torch.cat([new[:, :width], old[:, count:]], dim=1)
+            for new, old in ((self.indices, indices), (self.scores, scores))
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """K and the cost, for a JSON document."""
+        cost = {"pairs": self.pairs, "images": self.images, "seconds": round(self.seconds, 2)}
+        return {"rerank": self.indices.shape[1], "rerank_cost": cost}
+
+
+@dataclass(frozen=True)
+class _Described:
+    """Captions ready to be paired, on the embedder's device: their global tokens `text` (Q, D), the distinct `prompts`
+    (P, D), and which of these are theirs: `index` (Q, M), where `found` (Q, M)."""
+
+    text: Tensor
+    prompts: Tensor
+    index: Tensor
+    found: Tensor
+
+
+def check_reranks(head: str, tagger: str | None, *, model: str) -> None:
+    """Check that a model with this head, whose captions that tagger read, can order images anew.
+
+    Raises:
+        UsageError: its head looks at no pairs, or its tagger is not installed.
+    """
+    if head in HEADS and not HEADS[head].reranks:
+        raise UsageError(
+            f"The head {head} looks at no pairs of captions and images, so it cannot re-rank",
+            where=model,
+            remedy="Name a run of the recipe scvd, or leave --rerank out.",
+        )
+    needed = find_tagger(tagger or DEFAULT_TAGGER)
+    try:
+        _ = needed.version  # is asked for since it raises
+    except UsageError as error:
+        raise UsageError(
+            f"{error.what}, which told the phrases of the captions that the model learnt",
+            where=model,
+            remedy=f"Install it with {needed.install}, or leave --rerank out.",
+        ) from error
+
+
+def rerank(
+    embedder: Embedder,
+    captions: Sequence[str],
+    images: DecodedImages,
+    first: Tensor,
+    *,
+    progress: Progress = lambda what, total, unit: nullcontext(lambda count: None),
+) -> Reranking:
+    """Order the `first` (Q, K) of `images` anew for each of Q captions; equal scores keep their order.
+
+    The memory does not grow with the gallery: images are encoded a batch at a time, and then scored with all captions
+    that have them among their first.
+
+    Raises:
+        UsageError: the model cannot (`check_reranks`). InputError: an image cannot be read, or a score is not a number.
+    """
+    started = time.perf_counter()
+    check_reranks(embedder.encoder.head.name, embedder.origin.tagger, model=embedder.description)
+    described = _describe(embedder, captions, progress)
+    with progress("Re-ranking", first.numel(), "pairs") as advance:
+        scores = _pair_scores(embedder, described, images, first, advance)
+    if scores.isnan().any():
+        raise InputError(
+            "Some scores of pairs are not numbers (NaN)",
+            where=embedder.description,
+            remedy="The checkpoint may be damaged or may have diverged in training: choose another.",
+        )
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return Reranking(
+        indices=first.gather(1, order),
+        scores=scores.gather(1, order),
+        images=len(first.unique()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _describe(embedder: Embedder, captions: Sequence[str], progress: Progress) -> _Described:
+    """Tag the captions, and encode them and the prompts of their phrases."""
+    config, tagger = embedder.origin.config, embedder.origin.tagger or DEFAULT_TAGGER
+    limit = (config.captions.phrases if config else 0) or LIMIT
+    texts: list[list[str]] = []
+    with progress("Tagging", len(captions), "captions") as advance:
+        for start in range(0, len(captions), TAGGED_AT_ONCE):
+            some = captions[start : start + TAGGED_AT_ONCE]
+            texts += [[prompt(phrase) for phrase in phrases] for phrases in phrases_of(some, tagger, limit)]
+            advance(len(some))
+    prompts = Prompts.of(texts, default_tokenizer(), limit=limit)
+    token_ids = torch.from_numpy(default_tokenizer()(captions))
+    with progress("Encoding", len(token_ids) + len(prompts.token_ids), "sentences") as advance:
+        text, distinct = (
+            over_captions(lambda ids: embedder.read(ids).whole, each, advance)
+            for each in (token_ids, prompts.token_ids)
+        )
+    return _Described(text, distinct, prompts.index.to(embedder.device), prompts.found.to(embedder.device))
+
+
+def _pair_scores(
+    embedder: Embedder, described: _Described, images: DecodedImages, first: Tensor, advance: Callable[[int], None]
+) -> Tensor:
+    """The head's scores of each caption with its `first` (Q, K) images, (Q, K) float32 on the CPU."""
+    chosen, place = first.flatten().unique(return_inverse=True)
+    pairs_of_batch = place.argsort().split((place // IMAGE_BATCH).bincount().tolist())
+    batches = images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)])
+    scores = torch.empty(first.numel())
+    for start, pixels, pairs in zip(range(0, len(chosen), IMAGE_BATCH), batches, pairs_of_batch):
+        seen = embedder.see(pixels)
+        for some in pairs.split(PAIR_BATCH):
+            scores[some] = _score(embedder, seen, place[some] - start, described, some // first.shape[1]).cpu()
+            advance(len(some))
+    return scores.view(first.shape)
+
+
+def _score(embedder: Embedder, seen: Tokens, images: Tensor, described: _Described, captions: Tensor) -> Tensor:
+    """The head's scores `(P,)` of pairs: the numbers `images` (P,) among those `seen`, and of their `captions` (P,)."""
+    images, captions = images.to(embedder.device), captions.to(embedder.device)
+    with embedder.inference():
+        return embedder.encoder.head.pair_scores(
+            seen.whole[images],
+            seen.values[images, 1:],
+            described.text[captions],
+            described.prompts[described.index[captions]],
+            described.found[captions],
+        )
