@@ -17,7 +17,8 @@ def generator():
 
 def compose(*configs):
     torch.manual_seed(0)
-    return Composition(tiny.encoder(), configs, identities=3)
+    head = next((tiny.HEADS[config.name] for config in configs if config.name in tiny.HEADS), "global")
+    return Composition(tiny.encoder(head=head), configs, identities=3)
 
 
 EACH = pytest.mark.parametrize("name", OBJECTIVES)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tiprctl.config import ObjectiveConfig, TrainConfig, override
 from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.prompts import Prompts
 from tiprctl.recipes import RECIPES
 
 CLIP = ClipConfig(
@@ -26,12 +27,14 @@ CLIP = ClipConfig(
     text_heads=2,
     vocab_size=100,
 )
+HEADS = {"scvd": "division"}
+"""The head that an objective works on, where not any will do."""
 
 
-def encoder(seed: int = 0) -> DualEncoder:
+def encoder(seed: int = 0, head: str = "global") -> DualEncoder:
     clip = Clip(CLIP)
     clip.initialise(torch.Generator().manual_seed(seed))
-    return DualEncoder(clip)
+    return DualEncoder(clip, head)
 
 
 @dataclass
@@ -40,14 +43,24 @@ class NoiseBatch:
     token_ids: Tensor
     pids: Tensor
     token_labels: Tensor | None = None
+    prompts: Prompts | None = None
 
 
 def batch(size: int = 6, length: int = 9, seed: int = 0) -> NoiseBatch:
+    """Noise of two captions a person; each caption has three of the four prompts."""
     generator = torch.Generator().manual_seed(seed)
-    token_ids = torch.randint(1, 98, (size, length), generator=generator)
-    token_ids[:, 0], token_ids[:, -1] = 98, 99
+    token_ids = _captions(size, length, generator)
     pixels = torch.randn(size, 3, *CLIP.image_size, generator=generator)
-    return NoiseBatch(pixels, token_ids, torch.arange(size) // 2)
+    index = torch.arange(size * 3).view(size, 3) % 4
+    prompts = Prompts(_captions(4, 7, generator), index, torch.ones_like(index, dtype=torch.bool))
+    return NoiseBatch(pixels, token_ids, torch.arange(size) // 2, prompts=prompts)
+
+
+def _captions(count: int, length: int, generator: torch.Generator) -> Tensor:
+    """Words of noise between the marks of start and end, `(count, length)`."""
+    token_ids = torch.randint(1, 98, (count, length), generator=generator)
+    token_ids[:, 0], token_ids[:, -1] = 98, 99
+    return token_ids
 
 
 def recipe(**changes: object) -> TrainConfig:

@@ -18,6 +18,7 @@ OBJECTIVES: dict[str, str | type[Objective]] = {
     "triplet": "tiprctl.objectives.triplet:CrossModalTriplet",
     "tir": "tiprctl.objectives.tir:TextGuidedRestoration",
     "mlm": "tiprctl.objectives.mlm:MaskedLanguageModelling",
+    "scvd": "tiprctl.objectives.scvd:DynamicFocusAlignment",
 }
 
 
