@@ -109,6 +109,13 @@ def test_roles_give_every_parameter_its_rate_and_decay():
     assert found[id(classifier.bias)] == (5, 0)
 
 
+def test_without_a_factor_of_their_own_biases_learn_as_the_weights_beside_them():
+    roles = [(Role.BASE, nn.Linear(2, 3)), (Role.FAST, nn.Linear(2, 3)), (Role.CLASSIFIER, nn.Linear(2, 3))]
+    config = OptimConfig(bias_factor=None, fresh_factor=10)
+    factors = {id(p): group["factor"] for group in parameter_groups(roles, config) for p in group["params"]}
+    assert [factors[id(p)] for _, module in roles for p in (module.weight, module.bias)] == [1, 1, 10, 10, 10, 10]
+
+
 def test_vectors_can_be_spared_from_decay():
     norm = nn.LayerNorm(3)
     groups = parameter_groups([(Role.BASE, norm)], OptimConfig(decay_vectors=False, bias_factor=1))

@@ -114,8 +114,8 @@ class OptimConfig:
     """Optimiser and learning-rate schedule (METHODS: Adam 1e-5, warm-up 5 epochs from 0.1, cosine to 0, per epoch).
 
     `bias_factor` and `fresh_factor` multiply the learning rate of biases and of modules that do not come from the
-    pretrained towers; biases are never decayed, and vectors (norm gains, scalars) only with `decay_vectors`.
-    `clip_norm` 0 switches gradient clipping off.
+    pretrained towers; without a `bias_factor` a bias has the rate of the weights beside it. Biases are never decayed,
+    and vectors (norm gains, scalars) only with `decay_vectors`. `clip_norm` 0 switches gradient clipping off.
 
     After the warm-up the rate falls: `schedule` `cosine`, smoothly to 0; `steps`, to `gamma` times what it was, at each
     of the `milestones`. The warm-up and the milestones are fractions of the epochs; the milestones are CFine's.
@@ -127,7 +127,7 @@ class OptimConfig:
     eps: Positive = 1e-3
     weight_decay: NonNegative = 4e-5
     decay_vectors: bool = True
-    bias_factor: Positive = 2.0
+    bias_factor: Positive | None = 2.0
     fresh_factor: Positive = 5.0
     clip_norm: NonNegative = 0.0
     warmup: Fraction = 5 / 60

@@ -78,7 +78,7 @@ def _with_bias(module: nn.Module) -> Iterable[tuple[nn.Parameter, bool]]:
 
 
 def _factor(role: Role, bias: bool, config: OptimConfig) -> float:
-    if bias and role is not Role.CLASSIFIER:
+    if bias and role is not Role.CLASSIFIER and config.bias_factor is not None:
         return config.bias_factor
     return 1.0 if role is Role.BASE else config.fresh_factor
 
