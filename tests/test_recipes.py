@@ -14,13 +14,13 @@ from tiprctl.cli.app import app
 from tiprctl.config import ObjectiveConfig, OptimConfig, override, to_dict
 from tiprctl.data.manifest import find_manifest
 from tiprctl.models.clip import SIZES, named_size
-from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows
+from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows, with_objectives
 from tiprctl.runs import METRICS, RUN, read_records
 from tiprctl.settings import with_settings
 from tiprctl.training import Trainer
 
-LITERATURE = [name for name in RECIPES if name.startswith(("irra", "sen"))]
-WITH_PRUNING = {"sen", "sen-published", "sen-xl"}
+SHARED_SCHEDULE = [name for name in RECIPES if name.startswith(("irra", "scvd", "sen"))]
+WITH_PRUNED_FILE = {"scvd", "sen", "sen-published", "sen-xl"}
 
 
 def weights(config):
@@ -48,10 +48,11 @@ def test_the_literatures_methods_weigh_their_objectives_as_published():
     assert weights(RECIPES["clip"]) == {"itc": 1}
     assert weights(RECIPES["irra"]) == {"sdm": 1, "id": 1, "mlm": 1}
     assert weights(RECIPES["sen"]) == weights(RECIPES["sen-xl"]) == {"sdm": 1, "id": 1, "tir": 10, "triplet": 10}
-    assert dict(DEFAULT_WEIGHTS) == {"sdm": 1, "id": 1, "mlm": 1, "tir": 10, "triplet": 10}
+    assert weights(RECIPES["scvd"]) == {"scvd": 1}
+    assert dict(DEFAULT_WEIGHTS) == {"sdm": 1, "id": 1, "mlm": 1, "tir": 10, "triplet": 10, "scvd": 1}
 
 
-@pytest.mark.parametrize("recipe", LITERATURE)
+@pytest.mark.parametrize("recipe", SHARED_SCHEDULE)
 def test_the_literatures_methods_share_optimiser_and_schedule(recipe):
     config = RECIPES[recipe]
     assert config.optim == OptimConfig()
@@ -146,21 +147,52 @@ def test_without_a_name_the_data_set_chooses():
 def test_on_the_built_in_data_a_method_follows_a_contrast_from_random_weights(recipe):
     method, synth, config = RECIPES[recipe], RECIPES["synth"], find_recipe(recipe, "synth-pedes")
     assert config.recipe == recipe
+    model = replace(synth.model, head=method.model.head, head_options=method.model.head_options)
     assert (config.model, config.optim, config.epochs, config.batch_size) == (
-        synth.model,
+        model,
         synth.optim,
         synth.epochs,
         synth.batch_size,
     )
     assert config.captions == method.captions
-    assert config.objectives[:3] == synth.objectives
-    further = {each.name: each for each in method.objectives} | {each.name: None for each in synth.objectives}
-    expected = [replace(each, start=0.5) for each in further.values() if each]
-    assert list(config.objectives[3:]) == expected
+    first, *second = config.objectives
+    assert first == ObjectiveConfig(name="itc", stop=0.5)
+    weights_there = {"sdm": 1.0, "id": 0.3}
+    assert second == [
+        replace(each, start=0.5, weight=weights_there.get(each.name, each.weight))
+        for each in method.objectives
+        if each.name != "itc"
+    ]
 
 
 def test_on_the_built_in_data_contrast_alone_lasts():
     assert find_recipe("clip", "synth-pedes").objectives == (ObjectiveConfig(name="itc"),)
+
+
+def test_an_objective_brings_its_head_and_its_phrases():
+    config = with_objectives(RECIPES["baseline"], None, "scvd")
+    assert differences(RECIPES["baseline"], config) == {
+        "model.head": "division",
+        "captions.phrases": 6,
+        "objectives.scvd": to_dict(ObjectiveConfig(name="scvd")),
+    }
+
+
+def test_a_head_that_is_there_and_phrases_that_are_read_stay_as_they_are():
+    recipe = override(RECIPES["scvd"], {"model.head_options": {"local_weight": 0.7}, "captions.phrases": 3})
+    config = with_objectives(recipe, None, "id")
+    assert (config.model, config.captions) == (recipe.model, recipe.captions)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_other_objectives_leave_the_recipes_head_and_captions(recipe):
+    config = with_objectives(RECIPES[recipe], "itc,id", "triplet")
+    assert (config.model, config.captions) == (RECIPES[recipe].model, RECIPES[recipe].captions)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_has_the_head_and_the_phrases_that_its_objectives_need(recipe):
+    assert with_objectives(RECIPES[recipe], None, None) == RECIPES[recipe]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +230,8 @@ def test_every_recipe_trains_two_epochs_of_the_built_in_data(home, recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_with_its_own_sampling_augmentation_and_captions(home, recipe):
     method = RECIPES[recipe]
-    small = {"model": to_dict(RECIPES["synth"].model), "epochs": 1, "batch_size": 8}
+    model = find_recipe(recipe, "synth-pedes").model
+    small = {"model": to_dict(model), "epochs": 1, "batch_size": 8}
     config = override(find_recipe(recipe, "cuhk-pedes"), small)
     assert (config.sampling, config.augment, config.captions) == (method.sampling, method.augment, method.captions)
     trainer = Trainer(config, find_manifest("synth-pedes", None), Path("run"), device=torch.device("cpu"))
@@ -211,7 +244,7 @@ def test_every_recipe_trains_with_its_own_sampling_augmentation_and_captions(hom
     assert all(4 <= step.pairs <= 8 if in_pairs else step.pairs == 8 for step in steps)
 
 
-@pytest.mark.parametrize("recipe", sorted(WITH_PRUNING))
+@pytest.mark.parametrize("recipe", sorted(WITH_PRUNED_FILE))
 def test_without_pruned_captions_a_recipe_says_how_to_make_them(home, built_in, recipe):
     file = built_in / "data" / "synth-pedes" / "captions_pruned.parquet"
     content = file.read_bytes()

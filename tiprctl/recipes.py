@@ -116,6 +116,18 @@ SEN_XL = Method(
 )
 """SEN on ViT-L/14. Its patches of 14 pixels do not divide 384 x 128; 378 x 126 gives the same 27 x 9 of them."""
 
+SCVD = Method(
+    TrainConfig(
+        recipe="scvd",
+        objectives=(ObjectiveConfig(name="scvd"),),
+        model=ModelConfig(head="division"),
+        captions=CaptionConfig(phrases=6),
+    ),
+    paper="SCVD (TCSVT 2024)",
+)
+"""The image divided by the caption's phrases. Only the paper's abstract and fragments of its code are public: the
+schedule is that of IRRA and SEN, and what else is our reading stands in docs/methods/scvd.md."""
+
 
 def _as_published(config: TrainConfig, captions: CaptionConfig, **changes: Any) -> TrainConfig:
     """The method under the conditions of its published code, which its paper does not tell (docs/choices.md)."""
@@ -165,13 +177,18 @@ SYNTH = Method(
 )
 """A small encoder from random weights on the built-in data: contrast first, since SDM alone stalls near chance."""
 
-METHODS = (BASELINE, CLIP, IRRA, IRRA_PUBLISHED, CFINE, SEN, SEN_PUBLISHED, SEN_XL, SYNTH)
+METHODS = (BASELINE, CLIP, IRRA, IRRA_PUBLISHED, CFINE, SCVD, SEN, SEN_PUBLISHED, SEN_XL, SYNTH)
 
 RECIPES = MappingProxyType({method.config.recipe: method.config for method in METHODS if method.config})
 
 # Importance that the methods' authors give an objective, for where it is added by name alone.
 DEFAULT_WEIGHTS = MappingProxyType(
-    {objective.name: objective.weight for method in (IRRA, SEN) for objective in method.config.objectives}
+    {objective.name: objective.weight for method in (IRRA, SEN, SCVD) for objective in method.config.objectives}
+)
+
+# The methods whose objectives work on a head of their own, by these objectives, for where one is added by name alone.
+WITH_HEAD = MappingProxyType(
+    {objective.name: method.config for method in (SCVD,) for objective in method.config.objectives}
 )
 
 
@@ -209,7 +226,7 @@ def find_recipe(name: str | None, dataset: str) -> TrainConfig:
 
 
 def _on_synth(method: TrainConfig) -> TrainConfig:
-    """A method on the built-in data: SYNTH's encoder, schedule and weights, the method's objectives and captions.
+    """A method on the built-in data: SYNTH's towers, schedule and weights, the method's head, objectives and captions.
 
     The contrast comes first, as in SYNTH, the method's objectives come second; a method of contrast alone has it
     throughout.
@@ -223,14 +240,21 @@ def _on_synth(method: TrainConfig) -> TrainConfig:
         if objective.name != contrast.name
     ]
     objectives = (contrast, *second) if second else (replace(contrast, stop=1.0),)
-    return replace(synth, recipe=method.recipe, objectives=objectives, captions=method.captions)
+    model = _with_head_of(method.model, synth.model)
+    return replace(synth, recipe=method.recipe, objectives=objectives, model=model, captions=method.captions)
+
+
+def _with_head_of(source: ModelConfig, model: ModelConfig) -> ModelConfig:
+    return replace(model, head=source.head, head_options=source.head_options)
 
 
 def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) -> TrainConfig:
     """`config` with its objectives replaced by the comma-separated `losses` and extended by those of `aux`.
 
+    Objectives that work on a head bring it, and the phrases of the captions if they read them.
+
     Raises:
-        UsageError: an objective is unknown or named twice.
+        UsageError: an objective is unknown or named twice, or two of them work on different heads.
     """
     chosen = config.objectives if losses is None else tuple(_objective(config, name) for name in _names(losses))
     present = {objective.name for objective in chosen}
@@ -243,7 +267,29 @@ def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) ->
         chosen = (*chosen, _objective(config, name))
     if not chosen:
         raise UsageError("No objective is left to train with", where="--losses", remedy="Name one, as in sdm,id.")
-    return replace(config, objectives=chosen)
+    return _fitted(replace(config, objectives=chosen))
+
+
+def _fitted(config: TrainConfig) -> TrainConfig:
+    """`config` with the head and the phrases that its objectives need; as it is where they need none.
+
+    Raises:
+        UsageError: two of them need different heads.
+    """
+    needing = {each.name: WITH_HEAD[each.name] for each in config.objectives if each.name in WITH_HEAD}
+    if not needing:
+        return config
+    (name, method), *others = needing.items()
+    for other, its in others:
+        if its.model.head != method.model.head:
+            raise UsageError(
+                f"{name} needs the head {method.model.head}, and {other} the head {its.model.head}",
+                where="objectives",
+                remedy="Train with one of the two.",
+            )
+    model = config.model if config.model.head == method.model.head else _with_head_of(method.model, config.model)
+    phrases = config.captions.phrases or method.captions.phrases
+    return replace(config, model=model, captions=replace(config.captions, phrases=phrases))
 
 
 def _names(text: str) -> list[str]:
