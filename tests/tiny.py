@@ -27,7 +27,7 @@ CLIP = ClipConfig(
     text_heads=2,
     vocab_size=100,
 )
-HEADS = {"scvd": "division"}
+HEADS = {"mgf": "parts", "cfr": "parts", "fcd": "parts", "scvd": "division"}
 """The head that an objective works on, where not any will do."""
 
 

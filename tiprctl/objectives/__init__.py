@@ -18,6 +18,9 @@ OBJECTIVES: dict[str, str | type[Objective]] = {
     "triplet": "tiprctl.objectives.triplet:CrossModalTriplet",
     "tir": "tiprctl.objectives.tir:TextGuidedRestoration",
     "mlm": "tiprctl.objectives.mlm:MaskedLanguageModelling",
+    "mgf": "tiprctl.objectives.mgf:MultiGrainedFeatures",
+    "cfr": "tiprctl.objectives.cfr:CrossGrainedRefinement",
+    "fcd": "tiprctl.objectives.fcd:CorrespondenceDiscovery",
     "scvd": "tiprctl.objectives.scvd:DynamicFocusAlignment",
 }
 

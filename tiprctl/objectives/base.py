@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tiprctl.errors import UsageError
 from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch
 
 
@@ -37,15 +38,26 @@ class Objective(nn.Module):
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
     `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit.
+
+    Raises:
+        UsageError: the encoder has another head than the one that it needs.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]
     knows_people: ClassVar[bool] = False
     """Whether its weights stand for the identities of the training data, and so mean nothing for other data."""
+    needs_head: ClassVar[str | None] = None
+    """The name of the only head that it can train; None: any."""
 
     def __init__(self, config: Any, spec: EncoderSpec):
         super().__init__()
+        if self.needs_head not in (None, spec.head):
+            raise UsageError(
+                f"The objective {self.name} needs the head {self.needs_head}, but the model has the head {spec.head}",
+                where="model.head",
+                remedy=f"Give `--set model.head={self.needs_head}`, or train without {self.name}.",
+            )
         self.config = config
 
     def needs(self) -> Needs:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import ObjectiveConfig, from_dict
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.encodings import EncoderSpec, Needs, PairBatch, encode
+from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch, encode
 from tiprctl.objectives import find_objective
-from tiprctl.objectives.base import Objective, Role
+from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
+from tiprctl.objectives.ranked import RankedSimilarity, rank
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,22 @@ class Losses:
     parts: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Term:
+    """What one objective, or several that share a loss, add to the sum."""
+
+    name: str
+    weight: float
+    loss: Callable[[Encodings, PairBatch], ObjectiveOutput]
+
+
 class Composition(nn.Module):
     """A method: an encoder and its weighted objectives, each active in its share of the training.
 
     Raises:
-        UsageError: an objective is unknown, its options are wrong, two that are active together want different masks
-            of the same kind, or a stretch of the training has none.
+        UsageError: an objective is unknown, its options are wrong, it needs another head, two that are active together
+            want different masks of the same kind or share a loss on different conditions, or a stretch of the training
+            has none.
     """
 
     def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
@@ -46,8 +57,9 @@ class Composition(nn.Module):
         return [config for config in self.configs if config.start <= progress < config.stop]
 
     def _check(self, progress: float) -> None:
-        """Refuse what could not be trained at `progress`: clashing masks, or nothing to learn from."""
+        """Refuse what could not be trained at `progress`: clashing objectives, or nothing to learn from."""
         self.needs(progress)
+        self.terms(progress)
         if not self.active(progress):
             raise UsageError(
                 f"No objective is active after {progress:.0%} of the training",
@@ -59,9 +71,37 @@ class Composition(nn.Module):
         """What the objectives that are active at `progress` need together."""
         return reduce(Needs.merge, (self.objectives[config.name].needs() for config in self.active(progress)), Needs())
 
+    def terms(self, progress: float) -> list[Term]:
+        """The losses that are added up at `progress`; all similarities that are ranked share one, of their sum.
+
+        Raises:
+            UsageError: those have different weights or margins.
+        """
+        terms, ranked = [], []
+        for config in self.active(progress):
+            objective = self.objectives[config.name]
+            if isinstance(objective, RankedSimilarity):
+                ranked.append(config)
+            else:
+                terms.append(Term(config.name, config.weight, objective))
+        return [*terms, self._ranking(ranked)] if ranked else terms
+
+    def _ranking(self, configs: Sequence[ObjectiveConfig]) -> Term:
+        """The loss of the similarities that are ranked together."""
+        name, objectives = "+".join(config.name for config in configs), [self.objectives[c.name] for c in configs]
+        conditions = {(config.weight, objective.config.margin) for config, objective in zip(configs, objectives)}
+        if len(conditions) > 1:
+            raise UsageError(
+                f"The objectives {name} rank one sum of similarities, and cannot have different weights or margins",
+                where="objectives",
+                remedy="Give them the same weight and the same margin, or train with one of them at a time.",
+            )
+        return Term(name, configs[0].weight, partial(rank, objectives))
+
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
-        yield Role.BASE, self.encoder.clip
+        for tower in self.encoder.towers:
+            yield Role.BASE, tower
         yield Role.FAST, self.encoder.head
         for objective in self.objectives.values():
             yield from objective.roles()
@@ -70,11 +110,11 @@ class Composition(nn.Module):
         """The losses of a batch; masks are drawn from `generator`."""
         encodings = encode(self.encoder, batch, self.needs(progress), generator)
         total, parts = encodings.similarity.new_zeros(()), {}
-        for config in self.active(progress):
-            output = self.objectives[config.name](encodings, batch)
-            total = total + config.weight * output.loss
-            parts[config.name] = output.loss.detach()
-            parts |= {f"{config.name}/{figure}": value.detach() for figure, value in output.figures.items()}
+        for term in self.terms(progress):
+            output = term.loss(encodings, batch)
+            total = total + term.weight * output.loss
+            parts[term.name] = output.loss.detach()
+            parts |= {f"{term.name}/{figure}": value.detach() for figure, value in output.figures.items()}
         return Losses(total, parts)
 
 
