@@ -23,7 +23,8 @@ def noun_phrases(caption: str, classes: str, limit: int = LIMIT) -> list[str]:
     A phrase is the longest run of adjectives and nouns, as `classes` has them for `tokens_of(caption)`, that ends in a
     noun; one that comes again counts once. Where there are too many, those of several words go first: a noun alone
     ("step", "camera") says least of somebody's looks. So do "man" and "woman", which are phrases like others: telling
-    them from the rest would take a list of words. A caption without any is its own one phrase.
+    them from the rest would take a list of words. An "and" ends a phrase, so that "a red and white shirt" gives "white
+    shirt". A caption without any is its own one phrase.
     """
     tokens = tokens_of(caption)
     spans = (match.span() for match in _PHRASE.finditer(classes))
@@ -43,5 +44,5 @@ def phrases_of(captions: Sequence[str], tagger: str, limit: int = LIMIT) -> list
     Raises:
         UsageError: there is no such tagger, or it is not installed.
     """
-    _ = find_tagger(tagger).version  # is asked for since it raises
+    _ = find_tagger(tagger).version  # raises where the package is not installed
     return [noun_phrases(caption, classify(caption, tagger), limit) for caption in captions]
