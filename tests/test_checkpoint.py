@@ -182,6 +182,7 @@ def test_fingerprints_follow_names_and_contents():
     assert weights_fingerprint(state) == weights_fingerprint(dict(reversed(state.items())))
     assert weights_fingerprint(state) != weights_fingerprint({"a": torch.ones(2), "b": torch.ones(1)})
     assert weights_fingerprint(state) != weights_fingerprint({"a": torch.ones(2), "c": torch.zeros(1)})
+    assert weights_fingerprint({"n": torch.tensor(3)}) != weights_fingerprint({"n": torch.tensor(4)})
 
 
 def test_unknown_sizes_and_heads_list_the_choices():

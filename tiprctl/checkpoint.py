@@ -131,5 +131,5 @@ def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensors[name].detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
