@@ -11,9 +11,14 @@ from console import run
 from typer.main import get_command
 
 from tiprctl.cli.app import app
-from tiprctl.config import ObjectiveConfig, OptimConfig, override, to_dict
+from tiprctl.config import AugmentConfig, ModelConfig, ObjectiveConfig, OptimConfig, override, to_dict
 from tiprctl.data.manifest import find_manifest
-from tiprctl.models.clip import SIZES, named_size
+from tiprctl.errors import UsageError
+from tiprctl.models.clip import SIZES, Clip, named_size
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.objectives import OBJECTIVES
+from tiprctl.objectives.composition import Composition
+from tiprctl.optimisation import parameter_groups
 from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows, with_objectives
 from tiprctl.runs import METRICS, RUN, read_records
 from tiprctl.settings import with_settings
@@ -25,6 +30,16 @@ WITH_PRUNED_FILE = {"scvd", "sen", "sen-published", "sen-xl"}
 
 def weights(config):
     return {objective.name: objective.weight for objective in config.objectives}
+
+
+def compose(config):
+    encoder = DualEncoder(Clip(tiny.CLIP), config.model.head, config.model.head_options)
+    return Composition(encoder, config.objectives, identities=3)
+
+
+def trained(losses):
+    """The objectives that named losses are of; some share one."""
+    return {name for loss in losses if "/" not in loss for name in loss.split("+")}
 
 
 def differences(one, other, place=""):
@@ -48,8 +63,31 @@ def test_the_literatures_methods_weigh_their_objectives_as_published():
     assert weights(RECIPES["clip"]) == {"itc": 1}
     assert weights(RECIPES["irra"]) == {"sdm": 1, "id": 1, "mlm": 1}
     assert weights(RECIPES["sen"]) == weights(RECIPES["sen-xl"]) == {"sdm": 1, "id": 1, "tir": 10, "triplet": 10}
+    assert weights(RECIPES["cfine"]) == {"mgf": 1, "cfr": 10, "fcd": 10}
     assert weights(RECIPES["scvd"]) == {"scvd": 1}
-    assert dict(DEFAULT_WEIGHTS) == {"sdm": 1, "id": 1, "mlm": 1, "tir": 10, "triplet": 10, "scvd": 1}
+    recipes = map(RECIPES.__getitem__, ("irra", "sen", "cfine", "scvd"))
+    assert dict(DEFAULT_WEIGHTS) == {name: weight for recipe in recipes for name, weight in weights(recipe).items()}
+
+
+def test_cfine_has_the_rates_and_the_input_of_its_code():
+    config = RECIPES["cfine"]
+    assert (config.epochs, config.batch_size, config.model.image_size) == (50, 32, (224, 224))
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.warmup_start) == (1e-5, 4e-5, 0.01)
+    assert [part * config.epochs for part in (config.optim.warmup, *config.optim.milestones)] == [10, 20, 25, 35]
+    assert replace(config.augment, flip=0.0) == AugmentConfig(flip=0, pad=0, jitter=0, erase=0)
+
+
+def test_cfines_towers_learn_at_the_base_rate_and_all_else_ten_times_as_fast():
+    config = RECIPES["cfine"]
+    composition = compose(config)
+    groups = parameter_groups(composition.roles(), config.optim)
+    factors = {id(parameter): group["factor"] for group in groups for parameter in group["params"]}
+    learning = {name: parameter for name, parameter in composition.named_parameters() if parameter.requires_grad}
+    assert {id(parameter) for parameter in learning.values()} == factors.keys()
+    assert {id(parameter) for parameter in composition.encoder.clip.parameters()} < factors.keys()
+    for name, parameter in learning.items():
+        assert factors[id(parameter)] == (1 if name.startswith("encoder.clip.") else 10), name
+    assert any(name.startswith("objectives.mgf.") for name in learning)
 
 
 @pytest.mark.parametrize("recipe", SHARED_SCHEDULE)
@@ -178,6 +216,45 @@ def test_an_objective_brings_its_head_and_its_phrases():
     }
 
 
+def test_cfines_objectives_bring_its_head_and_leave_the_captions():
+    config = with_objectives(RECIPES["irra"], None, "mgf,cfr,fcd")
+    cfine = RECIPES["cfine"]
+    assert differences(RECIPES["irra"], config) == {
+        "model.head": "parts",
+        "model.head_options.image_ratio": 0.1,
+        "model.head_options.text_ratio": 0.2,
+        "objectives.mgf": to_dict(ObjectiveConfig(name="mgf")),
+        "objectives.cfr": to_dict(ObjectiveConfig(name="cfr", weight=10)),
+        "objectives.fcd": to_dict(ObjectiveConfig(name="fcd", weight=10)),
+    }
+    assert config.model.head_options == cfine.model.head_options
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_can_be_added_by_name_alone(objective):
+    config = with_objectives(RECIPES["baseline"], objective, None)
+    compose(config)
+    needs_head = objective in ("mgf", "cfr", "fcd", "scvd")
+    assert (config.model == RECIPES["baseline"].model) != needs_head
+    if needs_head:
+        with pytest.raises(UsageError, match=rf"{objective} .*{config.model.head}.*global"):
+            compose(replace(config, model=ModelConfig()))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "losses", "aux"),
+    [("cfine", None, "scvd"), ("baseline", "mgf,scvd", None), ("baseline", "sdm,mgf", "fcd,scvd")],
+)
+def test_objectives_that_need_different_heads_are_refused_with_both_named(recipe, losses, aux):
+    with pytest.raises(UsageError, match=r"mgf needs the head parts, and scvd the head division\nobjectives\n.*one of"):
+        with_objectives(RECIPES[recipe], losses, aux)
+
+
+def test_losses_of_another_head_replace_that_of_the_recipe():
+    assert with_objectives(RECIPES["cfine"], "scvd", None).model.head == "division"
+    assert with_objectives(RECIPES["scvd"], "mgf", "sdm").model.head == "parts"
+
+
 def test_a_head_that_is_there_and_phrases_that_are_read_stay_as_they_are():
     recipe = override(RECIPES["scvd"], {"model.head_options": {"local_weight": 0.7}, "captions.phrases": 3})
     config = with_objectives(recipe, None, "id")
@@ -221,7 +298,7 @@ def test_every_recipe_trains_two_epochs_of_the_built_in_data(home, recipe):
     first, second = read_records(Path("run") / METRICS)
     names = {each.name for each in RECIPES[recipe].objectives}
     assert first["losses"].keys() & {"sdm", "itc"} == {"itc"}
-    assert {name for name in second["losses"] if "/" not in name} == names - ({"itc"} if recipe != "clip" else set())
+    assert trained(second["losses"]) == names - ({"itc"} if recipe != "clip" else set())
     assert all(0 <= loss < 1e3 for loss in second["losses"].values())
     assert json.loads((Path("run") / RUN).read_text())["config"]["recipe"] == recipe
     assert ("small encoder from random weights" in result.stderr) == (recipe != "synth")
@@ -238,7 +315,7 @@ def test_every_recipe_trains_with_its_own_sampling_augmentation_and_captions(hom
     steps = list(trainer.take_steps())
     assert len(steps) > 2
     losses = [(name, loss) for step in steps for name, loss in step.losses.items() if "/" not in name]
-    assert {name for name, _ in losses} == {each.name for each in method.objectives}
+    assert trained(name for name, _ in losses) == {each.name for each in method.objectives}
     assert all(0 <= loss < 1e3 for _, loss in losses)
     in_pairs = config.sampling.sampler == "pairs"
     assert all(4 <= step.pairs <= 8 if in_pairs else step.pairs == 8 for step in steps)

@@ -32,7 +32,7 @@ class Method:
     The figures are those of `FIGURES`, in percent, or as many of them as the paper gives; selected on the test split.
     """
 
-    config: TrainConfig | None
+    config: TrainConfig
     paper: str = ""
     reported: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -73,7 +73,30 @@ IRRA = Method(
 """Masked language modelling beside SDM and identity loss."""
 
 CFINE = Method(
-    None,
+    TrainConfig(
+        recipe="cfine",
+        objectives=(
+            ObjectiveConfig(name="mgf", options={"later": 0.1, "diversity": 0.2}),
+            ObjectiveConfig(name="cfr", weight=10.0, options={"temperature": 0.07, "margin": 0.2}),
+            ObjectiveConfig(name="fcd", weight=10.0, options={"temperature": 0.01, "best": 3, "margin": 0.2}),
+        ),
+        model=ModelConfig(image_size=(224, 224), head="parts", head_options={"image_ratio": 0.1, "text_ratio": 0.2}),
+        augment=AugmentConfig(flip=0.5, pad=0, erase=0.0),
+        optim=OptimConfig(
+            lr=1e-5,
+            eps=1e-8,
+            bias_factor=None,
+            fresh_factor=10.0,
+            warmup=10 / 50,
+            warmup_start=0.01,
+            schedule="steps",
+            milestones=(20 / 50, 25 / 50, 35 / 50),
+            gamma=0.1,
+        ),
+        epochs=50,
+        batch_size=32,
+        seed=42,
+    ),
     paper="CFine (TIP 2023)",
     reported={
         "cuhk-pedes": (69.57, 85.93, 91.15),
@@ -81,7 +104,7 @@ CFINE = Method(
         "rstpreid": (50.55, 72.50, 81.60),
     },
 )
-"""No recipe yet: reported figures alone."""
+"""Features of salient parts beside the global ones, and similarities of patches and words that rank in training."""
 
 SEN = Method(
     TrainConfig(
@@ -179,16 +202,16 @@ SYNTH = Method(
 
 METHODS = (BASELINE, CLIP, IRRA, IRRA_PUBLISHED, CFINE, SCVD, SEN, SEN_PUBLISHED, SEN_XL, SYNTH)
 
-RECIPES = MappingProxyType({method.config.recipe: method.config for method in METHODS if method.config})
+RECIPES = MappingProxyType({method.config.recipe: method.config for method in METHODS})
 
 # Importance that the methods' authors give an objective, for where it is added by name alone.
 DEFAULT_WEIGHTS = MappingProxyType(
-    {objective.name: objective.weight for method in (IRRA, SEN, SCVD) for objective in method.config.objectives}
+    {objective.name: objective.weight for method in (IRRA, CFINE, SCVD, SEN) for objective in method.config.objectives}
 )
 
 # The methods whose objectives work on a head of their own, by these objectives, for where one is added by name alone.
 WITH_HEAD = MappingProxyType(
-    {objective.name: method.config for method in (SCVD,) for objective in method.config.objectives}
+    {objective.name: method.config for method in (CFINE, SCVD) for objective in method.config.objectives}
 )
 
 

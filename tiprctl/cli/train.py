@@ -54,7 +54,7 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A method: baseline, clip, irra, irra-published, scvd, sen, sen-published, sen-xl, synth.",
+            help="A method: baseline, cfine, clip, irra, irra-published, scvd, sen, sen-published, sen-xl, synth.",
             show_default="the data set's own",
         ),
     ] = None,
