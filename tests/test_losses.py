@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from tiprctl.losses import (
+    cmpc_loss,
+    cmpm_loss,
     cosine_similarity,
+    diversity_loss,
     identity_loss,
     itc_loss,
     mlm_loss,
+    ranking_loss,
     restoration_loss,
     sdm_loss,
     triplet_loss,
@@ -29,6 +33,7 @@ MATRIX_LOSSES = {
     "sdm": partial(sdm_loss, logit_scale=SCALE),
     "itc": lambda similarity, pids: itc_loss(similarity, logit_scale=SCALE),
     "triplet": triplet_loss,
+    "ranking": ranking_loss,
 }
 BATCHES = {
     "repeated": [3, 5, 3, 8, 5, 5, 1, 0],
@@ -113,7 +118,45 @@ def triplet_oracle(similarity: list[list[float]], pids: list[int], margin: float
     return total / len(pids)
 
 
-ORACLES = {"sdm": sdm_oracle, "itc": itc_oracle, "triplet": triplet_oracle}
+def ranking_oracle(similarity: list[list[float]], pids: list[int], margin: float = 0.2) -> float:
+    total = 0.0
+    for matrix in (similarity, transposed(similarity)):
+        for anchor, row in enumerate(matrix):
+            negatives = [value for value, pid in zip(row, pids) if pid != pids[anchor]]
+            if negatives and max(negatives) > row[anchor]:
+                total += max(negatives) - row[anchor] + margin
+    return total
+
+
+def projection_oracle(rows: list[list[float]], others: list[list[float]]) -> list[list[float]]:
+    return [[sum(a * b for a, b in zip(x, y)) / math.hypot(*y) for y in others] for x in rows]
+
+
+def cmpm_oracle(image: list[list[float]], text: list[list[float]], pids: list[int]) -> float:
+    total = 0.0
+    for projections in (projection_oracle(image, text), projection_oracle(text, image)):
+        for row, pid in zip(projections, pids):
+            for p, other in zip(softmax_oracle(row), pids):
+                q = 1 / math.sqrt(pids.count(pid)) if other == pid else 0.0
+                if p > 0:
+                    total += p * (math.log(p) - math.log(q + 1e-8))
+    return total / len(pids)
+
+
+def cmpc_oracle(image: list[list[float]], text: list[list[float]], pids: list[int], weight: list[list[float]]) -> float:
+    classes = transposed(weight)
+    total = 0.0
+    for rows, partners in ((image, text), (text, image)):
+        logits = []
+        for index, partner in enumerate(partners):
+            along = projection_oracle([rows[index]], [partner])[0][0]
+            projected = [along * value / math.hypot(*partner) for value in partner]
+            logits.append(projection_oracle([projected], classes)[0])
+        total += cross_entropy_oracle(logits, pids)
+    return total
+
+
+ORACLES = {"sdm": sdm_oracle, "itc": itc_oracle, "triplet": triplet_oracle, "ranking": ranking_oracle}
 
 
 @pytest.mark.parametrize(("name", "key"), [("sdm", "sdm"), ("itc", "itc"), ("triplet", "tri")])
@@ -290,8 +333,12 @@ def test_gradients_reach_every_input_and_inputs_stay(name: str) -> None:
     image, text = (side.requires_grad_() for side in features(len(pids), seed=6))
     before = [value.detach().clone() for value in (image, text, pids)]
 
-    # A wide margin keeps every hinge open, so that the triplet too has a gradient for every row.
-    loss = partial(triplet_loss, margin=2.0) if name == "triplet" else MATRIX_LOSSES[name]
+    # A wide margin keeps every hinge of the triplet open, pairs that all negatives beat those of the ranking.
+    opened = {
+        "triplet": partial(triplet_loss, margin=2.0),
+        "ranking": lambda similarity, pids: ranking_loss(similarity - 2 * torch.eye(len(pids)), pids),
+    }
+    loss = opened.get(name, MATRIX_LOSSES[name])
     loss(cosine_similarity(image, text), pids).backward()
 
     assert all(torch.equal(value.detach(), old) for value, old in zip((image, text, pids), before))
@@ -415,3 +462,116 @@ def test_mlm_without_masked_words_is_zero_with_a_graph(labels: list[int]) -> Non
 
     assert loss == 0
     assert logits.grad.abs().sum() == 0
+
+
+def test_cmpm_value_and_gradients_equal_the_published_code(reference: dict[str, Tensor]) -> None:
+    image = reference["image_feats"].clone().requires_grad_()
+    text = reference["text_feats"].clone().requires_grad_()
+    loss = cmpm_loss(image, text, reference["pids"])
+    loss.backward()
+
+    torch.testing.assert_close(loss.detach(), reference["cmpm"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(image.grad, reference["cmpm_grad_image"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(text.grad, reference["cmpm_grad_text"], rtol=1e-4, atol=1e-6)
+
+
+CLASSES = torch.randn(16, 9, generator=torch.Generator().manual_seed(8))
+# The losses of two sets of features, as (image, text, pids), with their oracles.
+FEATURE_LOSSES = {
+    "cmpm": (cmpm_loss, cmpm_oracle),
+    "cmpc": (partial(cmpc_loss, weight=CLASSES), partial(cmpc_oracle, weight=CLASSES.tolist())),
+}
+PROJECTED = pytest.mark.parametrize(("loss", "oracle"), FEATURE_LOSSES.values(), ids=FEATURE_LOSSES)
+
+
+@PROJECTED
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_projection_losses_equal_the_loop(loss: Callable, oracle: Callable, batch: str, dtype: torch.dtype) -> None:
+    pids = BATCHES[batch]
+    image, text = features(len(pids), dtype=dtype)
+
+    found = loss(image, text, torch.tensor(pids))
+
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert found.item() == pytest.approx(oracle(image.tolist(), text.tolist(), pids), rel=1e-4, abs=1e-5)
+
+
+@PROJECTED
+def test_projection_losses_leave_their_inputs_and_reach_them(loss: Callable, oracle: Callable) -> None:
+    pids = torch.tensor(BATCHES["repeated"])
+    image, text = (side.requires_grad_() for side in features(len(pids), seed=6))
+    before = [value.detach().clone() for value in (image, text, pids)]
+    found = loss(image, text, pids)
+    found.backward()
+
+    assert all(torch.equal(value.detach(), old) for value, old in zip((image, text, pids), before))
+    assert (image.grad.norm(dim=1) > 0).all() and (text.grad.norm(dim=1) > 0).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(image, text, pids), found)
+
+
+@PROJECTED
+def test_projection_losses_of_features_of_zero_stay_finite(loss: Callable, oracle: Callable) -> None:
+    image, text = (torch.zeros(3, 16, requires_grad=True) for _ in range(2))
+    found = loss(image, text, torch.arange(3))
+    found.backward()
+
+    assert found.isfinite() and image.grad.isfinite().all() and text.grad.isfinite().all()
+
+
+def test_cmpc_teaches_the_direction_of_the_classes_alone() -> None:
+    image, text = features(4)
+    weight = CLASSES.clone().requires_grad_()
+    loss = cmpc_loss(image, text, torch.arange(4), weight)
+    loss.backward()
+
+    torch.testing.assert_close(cmpc_loss(image, text, torch.arange(4), 3 * weight), loss)
+    torch.testing.assert_close((weight.grad * weight).sum(dim=0), torch.zeros(9), rtol=0, atol=1e-6)
+    assert (weight.grad.norm(dim=0) > 0).all()
+
+
+def test_diversity_equals_the_loop() -> None:
+    parts = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1))
+    norms = []
+    for sample in parts.tolist():
+        cosines = cosine_oracle(sample, sample)
+        others = [cosines[i][j] for i in range(3) for j in range(3) if i != j]
+        norms.append(math.hypot(*others) / 3**2)
+
+    assert diversity_loss(parts).item() == pytest.approx(sum(norms) / 4, rel=1e-5)
+    assert torch.equal(diversity_loss(parts.bfloat16()), diversity_loss(parts.bfloat16().float()))
+
+
+@pytest.mark.parametrize("parts", [torch.eye(3)[None], torch.ones(2, 1, 3), torch.zeros(2, 2, 3)])
+def test_parts_without_anything_in_common_are_as_diverse_as_can_be(parts: Tensor) -> None:
+    parts = parts.clone().requires_grad_()
+    loss = diversity_loss(parts)
+    loss.backward()
+
+    assert loss == 0
+    assert parts.grad.isfinite().all()
+
+
+def test_diversity_of_equal_parts() -> None:
+    assert diversity_loss(torch.ones(5, 2, 8)).item() == pytest.approx(math.sqrt(2) / 4)
+
+
+def test_ranking_counts_what_beats_a_pair_and_not_what_comes_near() -> None:
+    similarity = torch.tensor([[0.5, 0.4, 0.9], [0.6, 0.7, 0.1], [0.2, 0.8, 0.3]], requires_grad=True)
+    loss = ranking_loss(similarity, torch.tensor([1, 2, 1]))
+    loss.backward()
+    # Images: 0 beats text 1 by .1, within the margin; 1 beats text 0 by .1; 2 loses to text 1 by .5.
+    # Texts: 0 loses to image 1 by .1; 1 loses to image 2 by .1; 2 beats image 1.
+    assert loss.item() == pytest.approx(0.7 + 0.3 + 0.3, rel=1e-5)
+    assert torch.equal(similarity.grad, torch.tensor([[-1.0, 0, 0], [1, -1, 0], [0, 2, -1]]))
+
+
+def test_ranking_of_a_tie_is_zero() -> None:
+    """Where a negative scores as its pair does, it does not beat it."""
+    similarity = torch.zeros(3, 3, requires_grad=True)
+    loss = ranking_loss(similarity, torch.arange(3))
+    loss.backward()
+
+    assert loss == 0
+    assert similarity.grad.abs().sum() == 0

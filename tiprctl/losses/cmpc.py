@@ -26,7 +26,7 @@ def cmpc_loss(image: Tensor, text: Tensor, pids: Tensor, weight: Tensor) -> Tens
     """
     image, text = at_least_float32(image), at_least_float32(text)
     with torch.autocast(image.device.type, enabled=False):
-        classes = unit_rows(weight.T).T
+        classes = unit_rows(weight.T.to(image.dtype)).T
         image_logits, text_logits = _onto(image, text) @ classes, _onto(text, image) @ classes
     return F.cross_entropy(image_logits, pids) + F.cross_entropy(text_logits, pids)
 

@@ -15,9 +15,9 @@ def cmpm_loss(
     """Divergence of the softmax of each feature's projections onto the other modality from its identity matches.
 
     A feature x is projected onto the direction y / |y| of each feature of the other modality. With p the softmax of its
-    projections and q its matches divided by their root, so by their vector's length, the loss is the mean over the
-    anchors of sum p (log p - log(q + epsilon)), image to text plus text to image (Zhang and Lu, ECCV 2018, as in CFine:
-    there q sums to 1 only where an identity has one pair, unlike in `sdm_loss`, so the loss may be negative).
+    projections and q its matches divided by the root of their number, the loss is the mean over the anchors of
+    sum p (log p - log(q + epsilon)), image to text plus text to image (Zhang and Lu, ECCV 2018, as in CFine). Unlike in
+    `sdm_loss`, q sums to more than 1 where an identity has several pairs, so the loss may be negative.
 
     Args:
         image: (B, D) image features, not normalised: their length is the softmax's inverse temperature.
