@@ -5,12 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from tiprctl.config import NonNegative, frozen
-from tiprctl.errors import UsageError
 from tiprctl.losses.cmpm import cmpm_loss
-from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch
+from tiprctl.models.encodings import Encodings, Needs, PairBatch
 from tiprctl.objectives.base import Objective, ObjectiveOutput
-
-HEAD = "division"
 
 
 @frozen
@@ -24,24 +21,13 @@ class ScvdConfig:
 class DynamicFocusAlignment(Objective):
     """CMPM of the whole pairs, indexed and reconstructed, and of what each phrase finds in its image.
 
-    A phrase counts as far as the head's focus trusts it in this image; the focus itself learns from the
-    reconstruction alone, or it would only look for what is aligned already. Only the paper's abstract is public; what
-    is our reading is listed in docs/methods/scvd.md.
-
-    Raises:
-        UsageError: the encoder has another head than `division`.
+    A phrase counts as far as the head's focus trusts it in this image, without a gradient: else the focus would turn to
+    whatever is aligned already. Only the paper's abstract is public; what is our reading is listed in
+    docs/methods/scvd.md.
     """
 
     name, Config = "scvd", ScvdConfig
-
-    def __init__(self, config: ScvdConfig, spec: EncoderSpec):
-        super().__init__(config, spec)
-        if spec.head != HEAD:
-            raise UsageError(
-                f"The objective scvd needs the head {HEAD}, but the model has the head {spec.head}",
-                where="model.head",
-                remedy=f"Give `--set model.head={HEAD}`, or train without scvd.",
-            )
+    needs_head = "division"
 
     def needs(self) -> Needs:
         return Needs(prompts=True)
