@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 
-from tiprctl.ablation import cost
-from tiprctl.ablation.experiment import ROWS, Ablation
-from tiprctl.ablation.parts import label, lasting, parse_parts, subsets, with_all, with_parts
-from tiprctl.ablation.plan import Plan, make_plan, relative
+from tiprctl.ablation import measuring
+from tiprctl.ablation.cost import Cost, paces, ratios
+from tiprctl.ablation.experiment import ROWS, Experiment
+from tiprctl.ablation.parts import label, lasting, parse_parts, plan_subsets, subsets, with_all, with_parts
 from tiprctl.ablation.summary import Difference, Row, paired_difference, summarise
 from tiprctl.config import ObjectiveConfig, override
 from tiprctl.data.batches import TrainingBatches
@@ -18,7 +18,7 @@ from tiprctl.data.pruning import PrunedCaptions, prune_captions
 from tiprctl.errors import InputError, UsageError
 from tiprctl.progress import Listener
 from tiprctl.recipes import FIGURES, RECIPES, find_recipe
-from tiprctl.runs import LAST, METRICS, RUN, Run
+from tiprctl.runs import LAST, METRICS, RUN, Run, write_records
 from tiprctl.settings import with_settings
 from tiprctl.tokenizer import default_tokenizer
 from tiprctl.training import Trainer
@@ -30,6 +30,10 @@ PARTS = ("tir", "triplet", "prune")
 class Interrupting(Listener):
     def on_step(self, samples):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def costs(**seconds):
+    return {name: Cost(value, 46, 1000) for name, value in seconds.items()}
 
 
 def named(config):
@@ -88,7 +92,7 @@ def test_a_training_is_gone_on_with_without_its_first_phase():
 
 def test_a_part_is_gone_on_with_as_the_recipe_has_it_though_it_ends_early_there():
     recipe = with_settings(SEN, ["triplet.stop=0.9", "triplet.weight=5", "triplet.margin=0.3"])
-    triplet = make_plan(recipe, ("triplet",), seeds=1).subset(("triplet",)).objectives[-1]
+    triplet = plan_subsets(recipe, ("triplet",), seeds=1).contenders[-1].config.objectives[-1]
     assert triplet == ObjectiveConfig(name="triplet", weight=5, options={"margin": 0.3})
 
 
@@ -98,12 +102,12 @@ def test_without_any_objective_nothing_can_be_compared(recipe, parts):
         f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end\n--parts"
     )
     with pytest.raises(UsageError, match=message):
-        make_plan(recipe, parts, seeds=1)
+        plan_subsets(recipe, parts, seeds=1)
 
 
 def test_the_plan_starts_each_seed_once_and_trains_the_plain_one_once(tmp_path):
-    plan = make_plan(SEN, ("tir", "prune"), seeds=2, start_epochs=4, epochs=3)
-    trainings = plan.trainings(tmp_path, {"plain": 1.0, "tir": 1.5, "prune": 0.96, "tir+prune": 1.6})
+    plan = plan_subsets(SEN, ("tir", "prune"), seeds=2, start_epochs=4, epochs=3)
+    trainings = plan.trainings(tmp_path, costs(plain=1.0, tir=1.5, prune=0.96, **{"tir+prune": 1.6}))
     of_a_seed = ["start", *(f"steps/{name}" for name in ("plain", "tir", "prune", "tir+prune"))]
     of_a_seed += [f"time/{name}" for name in ("tir", "prune", "tir+prune")]
     assert [training.name for training in trainings] == [f"seed{seed}/{name}" for seed in (0, 1) for name in of_a_seed]
@@ -119,20 +123,20 @@ def test_the_plan_starts_each_seed_once_and_trains_the_plain_one_once(tmp_path):
     ("budget", "names"), [("steps", ["steps/plain", "steps/tir"]), ("time", ["steps/plain", "time/tir"])]
 )
 def test_pretrained_weights_are_the_start_and_a_budget_trains_what_it_needs(tmp_path, budget, names):
-    plan = make_plan(RECIPES["sen"], ("tir",), seeds=1, budgets=(budget,))
-    trainings = plan.trainings(tmp_path, {"plain": 1.0, "tir": 2.0})
+    plan = plan_subsets(RECIPES["sen"], ("tir",), seeds=1, budgets=(budget,))
+    trainings = plan.trainings(tmp_path, costs(plain=1.0, tir=2.0))
     assert [training.name for training in trainings] == [f"seed0/{name}" for name in names]
     assert {training.config.model.pretrained for training in trainings} == {"openai"}
     assert trainings[0].config.epochs == 60
 
 
 def test_the_plans_defaults_and_bounds():
-    assert (make_plan(SEN, PARTS, seeds=1).start_epochs, make_plan(SEN, PARTS, seeds=1).epochs) == (7, 3)
-    assert make_plan(SEN, PARTS, seeds=1, start_epochs=2, epochs=0.5).epochs == 0.5
+    assert (plan_subsets(SEN, PARTS, seeds=1).start_epochs, plan_subsets(SEN, PARTS, seeds=1).epochs) == (7, 3)
+    assert plan_subsets(SEN, PARTS, seeds=1, start_epochs=2, epochs=0.5).epochs == 0.5
     with pytest.raises(UsageError, match="no start"):
-        make_plan(SEN, PARTS, seeds=1, start_epochs=0)
+        plan_subsets(SEN, PARTS, seeds=1, start_epochs=0)
     with pytest.raises(UsageError, match="epochs"):
-        make_plan(SEN, PARTS, seeds=1, epochs=-1)
+        plan_subsets(SEN, PARTS, seeds=1, epochs=-1)
 
 
 def test_paired_differences_and_their_standard_error_by_hand():
@@ -142,26 +146,33 @@ def test_paired_differences_and_their_standard_error_by_hand():
     assert paired_difference([71.0], [70.0]) == Difference(1.0, None)
 
 
-def row(seed, parts, value, budget="steps"):
-    return Row(seed, budget, parts, 3.0, 2, "val", "test", dict.fromkeys(FIGURES, value))
+def row(seed, contender, value, budget="steps"):
+    return Row(seed, budget, contender, 3.0, 2, "val", "test", dict.fromkeys(FIGURES, value))
+
+
+def test_equal_steps_and_time_where_an_epoch_has_more_steps():
+    measured = {"clip": Cost(1.0, 30, 1), "sen": Cost(2.0, 40, 1)}
+    assert (paces(measured), ratios(measured)) == ({"clip": 1.0, "sen": 0.75}, {"clip": 1.0, "sen": 2.0})
 
 
 def test_a_summary_pairs_by_seed_whatever_the_order_of_the_rows():
     rows = [
-        row(1, ("tir",), 64.0),
-        row(0, (), 70.0),
-        row(0, ("tir",), 71.0),
-        row(1, (), 60.0),
-        row(2, ("tir",), 99.0),
-        row(0, ("tir",), 69.0, "time"),
+        row(1, "tir", 64.0),
+        row(0, "plain", 70.0),
+        row(0, "tir", 71.0),
+        row(1, "plain", 60.0),
+        row(2, "tir", 99.0),
+        row(0, "tir", 69.0, "time"),
     ]
-    plain, tir = summarise(rows, [(), ("tir",), ("id",)], "steps")
-    assert (plain.parts, plain.seeds, plain.figures["R@1"]) == ((), 2, 65.0)
-    assert (tir.parts, tir.seeds, tir.figures["mAP"]) == (("tir",), 2, 67.5)
+    plain, tir = summarise(rows, ["plain", "tir", "id"], "steps")
+    assert (plain.contender, plain.seeds, plain.figures["R@1"]) == ("plain", 2, 65.0)
+    assert (tir.contender, tir.seeds, tir.figures["mAP"]) == ("tir", 2, 67.5)
     assert tir.differences["R@1"] == Difference(2.5, pytest.approx(1.5))
     assert plain.differences["mAP"] == Difference(0.0, 0.0)
-    plain, tir = summarise(rows, [(), ("tir",)], "time")
+    plain, tir = summarise(rows, ["plain", "tir"], "time")
     assert (plain.figures["R@1"], tir.seeds, tir.differences["R@1"]) == (65.0, 1, Difference(-1.0, None))
+    with_other_first = summarise(rows, ["tir", "plain"], "steps")
+    assert with_other_first[1].differences["R@1"] == Difference(-2.5, pytest.approx(1.5))
 
 
 def test_costs_are_medians_of_steps_taken_in_turn_after_a_warm_up(monkeypatch):
@@ -174,14 +185,14 @@ def test_costs_are_medians_of_steps_taken_in_turn_after_a_warm_up(monkeypatch):
             now[0] += duration
             yield
 
-    warm_up = [50.0] * cost.WARM_UP
+    warm_up = [50.0] * measuring.WARM_UP
     walks = {"plain": walk("plain", [*warm_up, 1.0, 9.0, 2.0]), "tir": walk("tir", [*warm_up, 3.0, 3.0, 30.0])}
-    seconds = cost.median_seconds(walks, cost.WARM_UP + 3)
+    seconds = measuring.median_seconds(walks, measuring.WARM_UP + 3)
     assert seconds == {"plain": 2.0, "tir": 3.0}
     in_turn = ["plain", "tir", "tir", "plain"]
     assert order == (in_turn * len(order))[: len(order)]
-    assert len(order) == 2 * (cost.WARM_UP + 3)
-    assert relative(seconds) == {"plain": 1.0, "tir": 1.5}
+    assert len(order) == 2 * (measuring.WARM_UP + 3)
+    assert ratios(costs(**seconds)) == {"plain": 1.0, "tir": 1.5}
 
 
 def test_pruning_leaves_batches_and_augmentation_alone(cuhk_manifest, monkeypatch):
@@ -203,15 +214,18 @@ def test_pruning_leaves_batches_and_augmentation_alone(cuhk_manifest, monkeypatc
     assert any(not torch.equal(one.token_ids, other.token_ids) for one, other in zip(plain, changed, strict=True))
 
 
+MINIATURE = {"recipe": tiny.recipe(), "parts": ("triplet",), "seeds": 1, "start_epochs": 0.5, "epochs": 0.25}
+
+
 @pytest.fixture
 def plan():
-    return make_plan(tiny.recipe(), ("triplet",), seeds=1, start_epochs=0.5, epochs=0.25)
+    return plan_subsets(**MINIATURE)
 
 
 @pytest.fixture(autouse=True)
 def few_steps_are_timed(monkeypatch):
-    monkeypatch.setattr(cost, "WARM_UP", 1)
-    monkeypatch.setattr(cost, "MEASURED", 2)
+    monkeypatch.setattr(measuring, "WARM_UP", 1)
+    monkeypatch.setattr(measuring, "MEASURED", 2)
 
 
 @pytest.fixture
@@ -220,7 +234,7 @@ def ablation(plan, cuhk_manifest, tmp_path):
 
 
 def make(plan, manifest, folder):
-    return Ablation(plan, manifest, folder, device=torch.device("cpu"))
+    return Experiment(plan, manifest, folder, device=torch.device("cpu"))
 
 
 def carry_out(ablation):
@@ -242,7 +256,11 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
     assert plain["losses"]["id"] == triplet["losses"]["id"]
     assert (plain["losses"].keys() ^ triplet["losses"].keys()) == {"triplet"}
     rows = ablation.rows
-    assert [(row.budget, row.parts) for row in rows] == [("steps", ()), ("steps", ("triplet",)), ("time", ("triplet",))]
+    assert [(row.budget, row.contender) for row in rows] == [
+        ("steps", "plain"),
+        ("steps", "triplet"),
+        ("time", "triplet"),
+    ]
     assert {(row.selected_on, row.split) for row in rows} == {("val", "test")}
     assert all(row.figures.keys() == set(FIGURES) for row in rows)
     assert ablation.costs["triplet"].parameters == ablation.costs["plain"].parameters
@@ -252,17 +270,17 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
 
 
 def test_rows_tell_the_epochs_that_were_trained_by_whole_steps(ablation, monkeypatch):
-    monkeypatch.setattr(Ablation, "ratios", {"plain": 1.0, "triplet": 1 / 3.5})
+    monkeypatch.setattr(Experiment, "costs", {"plain": Cost(3.5, 4, 1), "triplet": Cost(1.0, 4, 1)})
     carry_out(ablation)
     # 0.25 epochs at 3.5 times the speed are 3.5 of the 4 steps of an epoch.
     assert [row.epochs for row in ablation.rows] == [0.25, 0.25, 1.0]
 
 
 def test_costs_are_medians_of_many_steps_however_short_an_epoch_is(plan, cuhk_manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "MEASURED", 9)
+    monkeypatch.setattr(measuring, "MEASURED", 9)
     longer = replace(plan, epochs=1.5)
     seen = []
-    monkeypatch.setattr(cost, "median", lambda values: seen.append(len(values)) or 1.0)
+    monkeypatch.setattr(measuring, "median", lambda values: seen.append(len(values)) or 1.0)
     for number, each in enumerate((plan, longer)):
         assert make(each, cuhk_manifest, tmp_path / str(number)).ratios == {"plain": 1.0, "triplet": 1.0}
     assert seen == [9] * 4
@@ -281,12 +299,12 @@ def test_an_interruption_in_the_last_evaluation_stops_the_ablation(ablation, pla
 
 
 def test_other_pruned_captions_and_another_device_are_other_settings(cuhk_manifest, tmp_path, monkeypatch):
-    plan = make_plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
+    plan = plan_subsets(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
     prune_captions(cuhk_manifest, "hanta")
     assert make(plan, cuhk_manifest, tmp_path / "ablation").costs
     make(plan, cuhk_manifest, tmp_path / "ablation")
     prune_captions(cuhk_manifest, "textblob")
-    monkeypatch.setattr(Ablation, "device_name", "NVIDIA H100")
+    monkeypatch.setattr(Experiment, "device_name", "NVIDIA H100")
     with pytest.raises(UsageError, match="other settings: captions, device\n"):
         make(plan, cuhk_manifest, tmp_path / "ablation")
 
@@ -294,7 +312,7 @@ def test_other_pruned_captions_and_another_device_are_other_settings(cuhk_manife
 def test_what_cannot_be_started_from_is_said_before_costs_are_kept(cuhk_manifest, tmp_path):
     recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "nope.pth")})
     with pytest.raises(InputError, match=r"nope.pth"):
-        _ = make(make_plan(recipe, ("triplet",), seeds=1), cuhk_manifest, tmp_path / "a").costs
+        _ = make(plan_subsets(recipe, ("triplet",), seeds=1), cuhk_manifest, tmp_path / "a").costs
     assert not (tmp_path / "a").exists()
 
 
@@ -334,9 +352,33 @@ def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(ablation
 
 def test_seeds_and_budgets_can_be_added(ablation, plan, cuhk_manifest):
     carry_out(ablation)
-    more = make(Plan(plan.recipe, plan.parts, 2, 0.5, 0.25, ("steps",)), cuhk_manifest, ablation.folder)
+    more = make(replace(plan, seeds=2, budgets=("steps",)), cuhk_manifest, ablation.folder)
     assert [more.is_finished(training) for training in more.trainings] == [True] * 3 + [False] * 3
     assert len(more.rows) == 2
+
+
+def test_an_older_versions_folder_is_gone_on_with(ablation, plan, cuhk_manifest, monkeypatch):
+    """It kept a subset's parts in place of its name, and knew neither heads nor phrases nor what a step costs beside."""
+    carry_out(ablation)
+    rows = ablation.rows
+    kept = json.loads(ablation.file.read_text())
+    for name in ("head", "head_options"):
+        del kept["settings"]["recipe"]["model"][name]
+    del kept["settings"]["recipe"]["captions"]["phrases"]
+    kept["costs"] = {
+        name: {key: cost[key] for key in ("seconds", "steps", "parameters")} for name, cost in kept["costs"].items()
+    }
+    ablation.file.write_text(json.dumps(kept))
+    lines = [vars(row) | {"parts": [] if row.contender == "plain" else [row.contender]} for row in rows]
+    for line in lines:
+        del line["contender"]
+    write_records(ablation.folder / ROWS, lines[:2])
+    again = make(plan, cuhk_manifest, ablation.folder)
+    assert again.rows == rows[:2]
+    assert again.trainings == ablation.trainings
+    assert [again.is_finished(training) for training in again.trainings] == [True, True, True, False]
+    carry_out(again)
+    assert again.rows == rows
 
 
 @pytest.mark.parametrize(
@@ -350,7 +392,7 @@ def test_seeds_and_budgets_can_be_added(ablation, plan, cuhk_manifest):
 def test_another_ablations_folder_is_refused(ablation, plan, cuhk_manifest, changes, named_in_message):
     assert ablation.costs
     with pytest.raises(UsageError, match=f"other settings: {named_in_message}\n"):
-        make(Plan(**{**vars(plan), **changes}), cuhk_manifest, ablation.folder)
+        make(plan_subsets(**{**MINIATURE, **changes}), cuhk_manifest, ablation.folder)
 
 
 def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(plan, cuhk_manifest, tmp_path):
@@ -362,7 +404,7 @@ def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(p
 
 
 def test_what_cannot_be_trained_is_said_before_anything_is(cuhk_manifest, tmp_path):
-    plan = make_plan(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
+    plan = plan_subsets(tiny.recipe(), ("prune",), seeds=1, start_epochs=0.5, epochs=0.25)
     with pytest.raises(InputError, match="tiprctl augment"):
         make(plan, cuhk_manifest, tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -371,8 +413,8 @@ def test_what_cannot_be_trained_is_said_before_anything_is(cuhk_manifest, tmp_pa
 def test_pretrained_weights_need_no_start_training(cuhk_manifest, tmp_path):
     Trainer(tiny.recipe(epochs=0.25), cuhk_manifest, tmp_path / "run", device=torch.device("cpu")).run()
     recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "run")})
-    plan = make_plan(recipe, ("triplet",), seeds=1, epochs=0.25, budgets=("steps",))
+    plan = plan_subsets(recipe, ("triplet",), seeds=1, epochs=0.25, budgets=("steps",))
     ablation = make(plan, cuhk_manifest, tmp_path / "ablation")
     carry_out(ablation)
-    assert [row.parts for row in ablation.rows] == [(), ("triplet",)]
+    assert [row.contender for row in ablation.rows] == ["plain", "triplet"]
     assert not (tmp_path / "ablation" / "seed0" / "start" / RUN).exists()

@@ -8,8 +8,8 @@ from functools import partial
 import console
 import pytest
 
-from tiprctl.ablation import cost
-from tiprctl.cli.training_view import SubsetView
+from tiprctl.ablation import measuring
+from tiprctl.cli.training_view import ContenderView
 
 run = partial(console.run, "ablate")
 
@@ -21,7 +21,7 @@ MINIATURE = [
 
 @pytest.fixture(autouse=True)
 def few_steps_are_timed(monkeypatch):
-    monkeypatch.setattr(cost, "MEASURED", 2)
+    monkeypatch.setattr(measuring, "MEASURED", 2)
 
 
 def test_a_table_for_each_budget_with_differences_and_costs(home):
@@ -61,7 +61,7 @@ def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(home, monkeypatch
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(home):
     script = (
-        "import os, signal; from tiprctl.ablation import cost; cost.MEASURED = 2\n"
+        "import os, signal; from tiprctl.ablation import measuring; measuring.MEASURED = 2\n"
         "from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
         "View.on_step = lambda self, n: os.kill(os.getpid(), signal.SIGINT)\n"
         f"app({['ablate', *MINIATURE, '--seeds', '1']!r})"
@@ -74,7 +74,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home):
 
 
 def test_only_what_is_new_to_the_shared_start_is_no_surprise(capsys):
-    view = SubsetView(("tir",))
+    view = ContenderView(("tir",))
     view.on_warning("tir starts from random weights", objective="tir")
     view.on_warning("id starts from random weights", objective="id")
     assert capsys.readouterr().err == "warning: id starts from random weights\n"

@@ -1,1 +1,1 @@
-"""Which parts of a method help: every subset of them trained from one shared start, and compared in pairs."""
+"""Subsets of a method's parts, or whole methods, trained from shared starts and compared in pairs."""

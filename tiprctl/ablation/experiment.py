@@ -1,20 +1,20 @@
-"""An ablation in its folder: each training an ordinary run, each result a row, nothing done twice."""
+"""An experiment in its folder: each training an ordinary run, each result a row, nothing done twice."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiprctl.ablation.cost import Cost, measure_costs
-from tiprctl.ablation.parts import label
-from tiprctl.ablation.plan import START, Plan, Training, relative
-from tiprctl.ablation.summary import Row
-from tiprctl.config import TrainConfig, from_dict
+from tiprctl.ablation.cost import Cost, ratios
+from tiprctl.ablation.measuring import REHEARSAL, measure_costs, peak_memory
+from tiprctl.ablation.plan import START, Plan, Training
+from tiprctl.ablation.summary import Row, read_row
+from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import UsageError
@@ -25,16 +25,16 @@ from tiprctl.runs import LAST, Run, read_json, read_records, write_json, write_r
 from tiprctl.sources import load_embedder
 from tiprctl.training import Trainer, whole_steps
 
-ABLATION, ROWS = "ablation.json", "rows.jsonl"
+ROWS = "rows.jsonl"
 SPLIT = "test"
 """The split that the figures are of; each training chooses its epoch as its recipe says."""
 
 
-class Ablation:
+class Experiment:
     """A plan, carried out in a folder; one that was begun there is gone on with.
 
     Raises:
-        UsageError: the folder holds an ablation with other settings (they are named), or something else.
+        UsageError: the folder holds an experiment with other settings (they are named), or something else.
         InputError: the folder cannot be written, the data set has no test split, or pruned captions are missing.
     """
 
@@ -47,20 +47,23 @@ class Ablation:
         self.device = device
         self.workers = workers
         self.test = manifest.split(SPLIT)
-        self.file = folder / ABLATION
+        self.file = folder / f"{plan.kind}.json"
         self._check_folder()
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
-        """What a step of each subset costs, by the subset's name: measured once, then kept with the settings.
+        """What a step of each contender costs, by its name: measured once, then kept with the settings.
 
-        The subsets are made as they are going to be trained: what cannot be started from or trained is found here.
+        The contenders are made as they are going to be trained: what cannot be started from or trained is found here.
         """
         if self.file.is_file():
             return {name: from_dict(Cost, values) for name, values in self._known()["costs"].items()}
-        costs = measure_costs({label(parts): self._rehearsal(self.plan.subset(parts)) for parts in self.plan.subsets})
-        kept = {name: asdict(cost) for name, cost in costs.items()}
-        write_json(self.file, {"settings": self._settings(), "costs": kept})
+        rehearsals = {contender.name: self.plan.rehearsal(contender) for contender in self.plan.contenders}
+        # Memory first: on a CUDA device what this process has taken once is not there for others.
+        memory = {name: self._memory(config) for name, config in rehearsals.items()} if self.plan.memory else {}
+        costs = measure_costs({name: self._trainer(config, REHEARSAL) for name, config in rehearsals.items()})
+        costs = {name: replace(cost, memory=memory.get(name)) for name, cost in costs.items()}
+        write_json(self.file, {"settings": to_dict(self._settings()), "costs": to_dict(costs)})
         return costs
 
     @property
@@ -69,13 +72,13 @@ class Ablation:
 
     @cached_property
     def ratios(self) -> dict[str, float]:
-        """The cost of a step as a multiple of the plain one's, by the subset's name."""
-        return relative({name: cost.seconds for name, cost in self.costs.items()})
+        """The cost of a step as a multiple of the first contender's, by name."""
+        return ratios(self.costs)
 
     @cached_property
     def trainings(self) -> list[Training]:
         """All that belongs to the plan, finished or not, in the order in which it is trained."""
-        return self.plan.trainings(self.folder, self.ratios)
+        return self.plan.trainings(self.folder, self.costs)
 
     @property
     def rows(self) -> list[Row]:
@@ -89,7 +92,7 @@ class Ablation:
 
     def seconds(self, training: Training) -> float:
         """How long a training is going to take, by the measured cost of a step; without its evaluations."""
-        return self._steps(training) * self.costs[label(training.parts)].seconds
+        return self._steps(training) * self._cost(training).seconds
 
     def train(self, training: Training, listener: Listener) -> bool:
         """Train, or go on with, one of the trainings; False on Ctrl-C, when what was trained is saved."""
@@ -105,8 +108,8 @@ class Ablation:
         row = Row(
             seed=training.seed,
             budget=training.budget,
-            parts=training.parts,
-            epochs=self._steps(training) / self.costs[label(training.parts)].steps,
+            contender=training.contender,
+            epochs=self._steps(training) / self._cost(training).steps,
             epoch=result["epoch"],
             selected_on=result["selected_on"],
             split=SPLIT,
@@ -120,31 +123,37 @@ class Ablation:
 
     @cached_property
     def _test_data(self) -> EvaluationData:
-        return EvaluationData(self.test, self.plan.recipe.model.image_size, workers=self.workers)
+        return EvaluationData(self.test, self.plan.start.model.image_size, workers=self.workers)
 
     def _trainer(self, config: TrainConfig, folder: Path, listener: Listener | None = None) -> Trainer:
         return Trainer(config, self.manifest, folder, device=self.device, workers=self.workers, listener=listener)
 
-    def _rehearsal(self, config: TrainConfig) -> Trainer:
-        """A training that is only to be timed, and never saved."""
-        return self._trainer(config, self.folder / "rehearsal")
+    def _memory(self, config: TrainConfig) -> int | None:
+        return peak_memory(config, self.manifest, device=self.device, workers=self.workers)
+
+    def _cost(self, training: Training) -> Cost:
+        """The cost of a step; a start, whose own is not measured, is taken to cost what the first contender does."""
+        return self.costs[training.contender or self.plan.first]
 
     def _steps(self, training: Training) -> int:
-        return whole_steps(training.config.epochs, self.costs[label(training.parts)].steps)
+        return whole_steps(training.config.epochs, self._cost(training).steps)
 
     def _rows(self) -> dict[str, Row]:
-        rows = [from_dict(Row, line, where=str(self.folder / ROWS)) for line in read_records(self.folder / ROWS)]
-        return {Training(row.seed, row.budget, row.parts, self.plan.recipe).name: row for row in rows}
+        rows = [read_row(line, str(self.folder / ROWS)) for line in read_records(self.folder / ROWS)]
+        return {row.training: row for row in rows}
 
     def _settings(self) -> dict[str, Any]:
-        """What all that is compared here has in common."""
+        """What all that is compared here has in common; more seeds and budgets may be asked for later."""
         manifest = self.manifest
+        origins = (captions_origin(manifest, contender.config.captions) for contender in self.plan.contenders)
         return {
             "data": manifest.dataset,
             "data_fingerprint": manifest.fingerprint,
-            "captions": captions_origin(manifest, self.plan.recipe.captions),
+            "captions": next(filter(None, origins), None),
             "device": self.device_name,
-            **self.plan.settings(),
+            **self.plan.settings,
+            "start_epochs": self.plan.start_epochs,
+            "epochs": self.plan.epochs,
         }
 
     def _known(self) -> Mapping[str, Any]:
@@ -154,13 +163,19 @@ class Ablation:
         asked = self._settings()
         if self.file.is_file():
             known = self._known()["settings"]
-            differing = [name for name in asked if name in known and known[name] != asked[name]]
+            differing = [name for name in asked if name in known and not self._agree(known[name], asked[name])]
             if differing:
                 raise UsageError(
-                    f"The ablation in this folder was begun with other settings: {', '.join(differing)}",
+                    f"The {self.plan.kind} in this folder was begun with other settings: {', '.join(differing)}",
                     where=self.folder,
                     remedy="Give the same ones to go on with it, or name another --output.",
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise UsageError("The folder holds something else", where=self.folder, remedy="Name another --output.")
         check_writable(self.file)
+
+    def _agree(self, known: Any, asked: Any) -> bool:
+        """Whether a setting is the one that was kept; an older version's configuration lacks what has come since."""
+        if isinstance(asked, TrainConfig):
+            known = to_dict(from_dict(TrainConfig, known, where=str(self.file)))
+        return known == to_dict(asked)

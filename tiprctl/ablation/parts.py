@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 
+from tiprctl.ablation.plan import BUDGETS, Contender, Plan, durations
 from tiprctl.config import CaptionConfig, TrainConfig
 from tiprctl.errors import UsageError, unknown_name
 from tiprctl.objectives import OBJECTIVES
@@ -90,6 +91,33 @@ def lasting(recipe: TrainConfig, parts: Parts = ()) -> TrainConfig:
     """How a training is gone on with: the objectives that `recipe` has to the end, and `parts`, all throughout."""
     kept = (objective for objective in recipe.objectives if objective.stop == 1 or objective.name in parts)
     return replace(recipe, objectives=tuple(replace(objective, start=0.0, stop=1.0) for objective in kept))
+
+
+def plan_subsets(
+    recipe: TrainConfig,
+    parts: Parts,
+    *,
+    seeds: int,
+    start_epochs: float | None = None,
+    epochs: float | None = None,
+    budgets: tuple[str, ...] = BUDGETS,
+) -> Plan:
+    """An ablation: every subset of `parts` from a start without any of them. Parts that the recipe lacks are added.
+
+    Raises:
+        UsageError: no objective is left without the parts, or as `Plan`.
+    """
+    recipe = with_all(recipe, parts)
+    whole = lasting(recipe, parts)
+    return Plan(
+        kind="ablation",
+        contenders=tuple(Contender(label(subset), with_parts(whole, parts, subset)) for subset in subsets(parts)),
+        start=with_parts(recipe, parts, ()),
+        settings={"recipe": recipe, "parts": list(parts)},
+        seeds=seeds,
+        budgets=budgets,
+        **durations(recipe, start_epochs, epochs),
+    )
 
 
 def _probabilities(captions: CaptionConfig, part: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What an ablation trains: a start for each seed, from it every subset for equal steps, and again for equal time."""
+"""What an experiment trains: a start for each seed, from it every contender for equal steps, and for equal time."""
 
 from __future__ import annotations
 
@@ -7,62 +7,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiprctl.ablation.parts import PLAIN, Parts, label, lasting, subsets, with_all, with_parts
-from tiprctl.config import TrainConfig, override, to_dict
+from tiprctl.ablation.cost import Cost, paces, ratios
+from tiprctl.config import TrainConfig, override
 from tiprctl.errors import UsageError
 from tiprctl.runs import LAST
 
 START, STEPS, TIME = "start", "steps", "time"
 BUDGETS = (STEPS, TIME)
-"""What the subsets have alike: the number of steps, or the time that the plain training takes for that number."""
+"""What the contenders have alike: the number of steps, or the time that the first one takes for that number."""
 
 GONE_ON = 3.0
-"""Epochs of the subsets where their start is trained here: enough to settle, few enough to repeat."""
+"""Epochs of the contenders where their start is trained here: enough to settle, few enough to repeat."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared with others, by its name: a subset of a recipe's parts, or a whole recipe."""
+
+    name: str
+    config: TrainConfig
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the plan. `budget` is `start`, `steps` or `time`; a start has no parts."""
+    """One training of the plan. `budget` is `start`, `steps` or `time`; a start is of no contender: its name is empty."""
 
     seed: int
     budget: str
-    parts: Parts
+    contender: str
     config: TrainConfig
 
     @property
     def name(self) -> str:
-        """Its folder below the ablation's own: `seed0/start`, `seed0/steps/tir+triplet`."""
-        place = f"seed{self.seed}/{self.budget}"
-        return place if self.budget == START else f"{place}/{label(self.parts)}"
+        """Its folder below the experiment's own: `seed0/start`, `seed0/steps/tir+triplet`."""
+        return training_name(self.seed, self.budget, self.contender)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An ablation as it was asked for.
+    """An experiment as it was asked for.
 
     Args:
-        recipe: the method as it fits the data, with all the parts.
-        parts: what is taken out and put in.
+        kind: what it is called before people and in its folder, as in `ablation`.
+        contenders: what is compared, by names that differ; all others are measured against the first.
+        start: what is trained for the shared start of a seed.
+        settings: what tells it from other experiments of its kind, beside the epochs: configurations and plain values.
         seeds: how many, from 0.
-        start_epochs: how long the recipe without any part is trained for the shared start of a seed; 0 leaves the
-            start to the recipe's pretrained weights.
-        epochs: of each subset, at equal steps.
+        start_epochs: how long the start is trained; 0 leaves it to the contenders' pretrained weights.
+        epochs: of the first contender.
         budgets: of `steps` and `time`, what is asked for.
+        memory: whether the peak memory of each contender's steps is measured, beside their time.
 
     Raises:
         UsageError: there is nothing to start from, or a number is out of range.
     """
 
-    recipe: TrainConfig
-    parts: Parts
+    kind: str
+    contenders: tuple[Contender, ...]
+    start: TrainConfig
+    settings: Mapping[str, Any]
     seeds: int
     start_epochs: float
     epochs: float
     budgets: tuple[str, ...] = BUDGETS
+    memory: bool = False
 
     def __post_init__(self) -> None:
-        override(self.recipe, {"epochs": self.epochs})
-        if self.start_epochs == 0 and from_random_weights(self.recipe):
+        override(self.start, {"epochs": self.epochs})
+        if self.start_epochs == 0 and from_random_weights(self.start):
             raise UsageError(
                 "Random weights are no start to compare from",
                 where="--start-epochs 0",
@@ -70,79 +82,72 @@ class Plan:
             )
 
     @property
-    def subsets(self) -> list[Parts]:
-        return subsets(self.parts)
+    def names(self) -> list[str]:
+        return [contender.name for contender in self.contenders]
 
-    def settings(self) -> dict[str, Any]:
-        """What all trainings in one folder share; seeds and budgets may be added to it later."""
-        return {
-            "recipe": to_dict(self.recipe),
-            "parts": list(self.parts),
-            "start_epochs": self.start_epochs,
-            "epochs": self.epochs,
-        }
+    @property
+    def first(self) -> str:
+        """The contender that the others are measured against."""
+        return self.names[0]
 
-    def subset(
-        self, parts: Parts, *, seed: int = 0, epochs: float | None = None, pretrained: str | None = None
-    ) -> TrainConfig:
-        """The configuration of one subset; what is None stays as the plan and the recipe have it."""
-        config = with_parts(lasting(self.recipe, self.parts), self.parts, parts)
-        return override(config, {"seed": seed, "epochs": epochs or self.epochs, "model.pretrained": pretrained})
+    def rehearsal(self, contender: Contender) -> TrainConfig:
+        """How a contender is trained, but for its start: enough to see what a step of it costs."""
+        return override(contender.config, {"seed": 0, "epochs": self.epochs})
 
-    def trainings(self, folder: Path, ratios: Mapping[str, float]) -> list[Training]:
+    def new_to_start(self, config: TrainConfig) -> set[str]:
+        """The objectives of a training that the start is trained without; none where pretrained weights are the start."""
+        known = {objective.name for objective in self.start.objectives}
+        return {objective.name for objective in config.objectives} - known if self.start_epochs else set()
+
+    def trainings(self, folder: Path, costs: Mapping[str, Cost]) -> list[Training]:
         """All trainings, seed by seed, each after the start that it needs.
 
-        `ratios` are the costs of a step by the subsets' names, relative to the plain one's: for equal time a subset is
-        trained for that much shorter. At equal time the plain training is the one at equal steps.
+        `costs` are those of the contenders, by name and in their order. For equal steps one whose epochs are longer is
+        trained for fewer of them, for equal time one is trained for that much shorter as a step takes longer. At equal
+        time the training of the first is the one at equal steps.
         """
-        return [training for seed in range(self.seeds) for training in self._of_seed(seed, folder, ratios)]
+        pace, ratio = paces(costs), ratios(costs)
+        epochs = {
+            STEPS: {name: self.epochs * pace[name] for name in self.names},
+            TIME: {name: self.epochs * pace[name] / ratio[name] for name in self.names},
+        }
+        return [training for seed in range(self.seeds) for training in self._of_seed(seed, folder, epochs)]
 
-    def _of_seed(self, seed: int, folder: Path, ratios: Mapping[str, float]) -> list[Training]:
+    def _of_seed(self, seed: int, folder: Path, epochs: Mapping[str, Mapping[str, float]]) -> list[Training]:
         trainings, pretrained = [], None
         if self.start_epochs:
-            config = with_parts(self.recipe, self.parts, ())
-            start = Training(seed, START, (), override(config, {"seed": seed, "epochs": self.start_epochs}))
+            start = Training(seed, START, "", override(self.start, {"seed": seed, "epochs": self.start_epochs}))
             trainings.append(start)
             pretrained = str((folder / start.name / LAST).absolute())
         for budget in BUDGETS:
-            for parts in self._trained(budget):
-                epochs = self.epochs / ratios[label(parts)] if budget == TIME else self.epochs
-                config = self.subset(parts, seed=seed, epochs=epochs, pretrained=pretrained)
-                trainings.append(Training(seed, budget, parts, config))
+            for contender in self._trained(budget):
+                changes = {"seed": seed, "epochs": epochs[budget][contender.name], "model.pretrained": pretrained}
+                trainings.append(Training(seed, budget, contender.name, override(contender.config, changes)))
         return trainings
 
-    def _trained(self, budget: str) -> list[Parts]:
-        """The subsets that a budget trains: the plain one always, but once."""
-        asked = self.subsets if budget in self.budgets else [()]
-        return [parts for parts in asked if parts or budget == STEPS]
+    def _trained(self, budget: str) -> list[Contender]:
+        """The contenders that a budget trains: the first one always, but once."""
+        first, *others = self.contenders
+        return [*([first] if budget == STEPS else []), *(others if budget in self.budgets else [])]
+
+
+def training_name(seed: int, budget: str, contender: str) -> str:
+    place = f"seed{seed}/{budget}"
+    return f"{place}/{contender}" if contender else place
 
 
 def from_random_weights(recipe: TrainConfig) -> bool:
     return recipe.model.pretrained == "none"
 
 
-def make_plan(
-    recipe: TrainConfig,
-    parts: Parts,
-    *,
-    seeds: int,
-    start_epochs: float | None = None,
-    epochs: float | None = None,
-    budgets: tuple[str, ...] = BUDGETS,
-) -> Plan:
-    """A plan with defaults: parts that the recipe lacks are added; random weights are trained for the recipe's epochs
-    and gone on with for a few, pretrained ones are the start and trained for the recipe's epochs.
+def durations(recipe: TrainConfig, start_epochs: float | None, epochs: float | None) -> dict[str, float]:
+    """The epochs of the start and of the contenders; those that are None follow from the recipe.
 
-    Raises:
-        UsageError: no objective is left without the parts, or as `Plan`.
+    Random weights are trained for the recipe's epochs and gone on with for a few; pretrained ones are the start, and
+    trained for the recipe's epochs.
     """
-    recipe = with_all(recipe, parts)
-    random = from_random_weights(recipe)
-    start_epochs = (recipe.epochs if random else 0.0) if start_epochs is None else start_epochs
-    epochs = (GONE_ON if start_epochs else recipe.epochs) if epochs is None else epochs
-    return Plan(recipe, parts, seeds, start_epochs, epochs, budgets)
-
-
-def relative(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Costs by the subsets' names, as multiples of the plain one's."""
-    return {name: value / seconds[PLAIN] for name, value in seconds.items()}
+    if start_epochs is None:
+        start_epochs = recipe.epochs if from_random_weights(recipe) else 0.0
+    if epochs is None:
+        epochs = GONE_ON if start_epochs else recipe.epochs
+    return {"start_epochs": start_epochs, "epochs": epochs}

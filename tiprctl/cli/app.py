@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def _register() -> None:
-    from tiprctl.cli import ablate, augment, demo, eval, explain, prepare, query, train
+    from tiprctl.cli import ablate, augment, compare, demo, eval, explain, prepare, query, train
 
     for name, function in {
         "prepare": prepare.prepare,
@@ -148,6 +148,7 @@ def _register() -> None:
         "train": train.train,
         "eval": eval.evaluate,
         "ablate": ablate.ablate,
+        "compare": compare.compare,
         "query": query.query,
         "explain": explain.explain,
         "demo": demo.demo,

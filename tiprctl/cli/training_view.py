@@ -49,8 +49,8 @@ class TrainingView(Listener):
                 self.board.add_scalar(name, value, record.epoch)
 
 
-class SubsetView(TrainingView):
-    """The view of one training of an ablation: that its start has no weights for what is `new` is no surprise."""
+class ContenderView(TrainingView):
+    """The view of one training of an experiment: that its start has no weights for what is `new` is no surprise."""
 
     def __init__(self, new: Collection[str]):
         self.new = new

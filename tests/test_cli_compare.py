@@ -1,0 +1,138 @@
+"""`tiprctl compare` as users meet it, on a miniature data set."""
+
+import json
+from functools import partial
+
+import console
+import pytest
+
+from tiprctl.ablation import measuring
+from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
+from tiprctl.errors import UsageError
+from tiprctl.recipes import RECIPES, find_recipe
+
+run = partial(console.run, "compare")
+
+MINIATURE = [
+    *("--recipes", "clip,irra", "--start-epochs", "0.25", "--epochs", "0.25", "--output", "runs/c"),
+    *("--set", "batch_size=4", "--set", "model.name=tiny", "--set", "model.pretrained=none"),
+    *("--set", "model.image_size=[16,8]", "--set", "optim.warmup=0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def little_is_measured(monkeypatch):
+    monkeypatch.setattr(measuring, "MEASURED", 2)
+    memory = iter(range(120_000_000, 10**9, 50_000_000))
+    monkeypatch.setattr("tiprctl.ablation.experiment.peak_memory", lambda *_, **__: next(memory))
+
+
+def tables(result):
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("┃", "│"))]
+    return [[cell.strip() for cell in line.replace("┃", "│").split("│")][1:-1] for line in lines]
+
+
+def test_a_table_with_differences_and_costs(home):
+    result = run(*MINIATURE, "--seeds", 2, "--budget", "steps")
+    heading, clip, irra = tables(result)
+    assert heading == [
+        *("recipe", "epochs", "R@1", "mAP", "mINP", "R@1 vs clip", "s/step", "cost", "memory", "width", "parameters")
+    ]
+    assert (clip[:2], irra[:2]) == (["clip", "0.25"], ["irra", "0.25"])
+    assert all(0 <= float(cell) <= 100 for cell in (*clip[2:5], *irra[2:5]))
+    assert (clip[5], clip[7:9], irra[8]) == ("", ["1.00", "120 MB"], "170 MB")
+    assert " ± " in irra[5] and irra[5][0] in "+-"
+    assert float(irra[6]) / float(clip[6]) == pytest.approx(float(irra[7]), rel=0.02)
+    assert int(irra[10].replace(",", "")) > int(clip[10].replace(",", ""))
+    assert "equal steps, the epoch best on val, mean over seeds: 2" in result.stdout
+    assert "warning" not in result.stderr
+    assert "6 of 6: seed1/steps/irra" in result.stderr
+    assert "peak resident memory" in result.stderr
+
+
+def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(home, monkeypatch):
+    first = json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout)
+    assert first["recipes"] == ["clip", "irra"]
+    assert [(row["budget"], row["recipe"]) for row in first["runs"]] == [
+        ("steps", "clip"),
+        ("steps", "irra"),
+        ("time", "irra"),
+    ]
+    clip, irra, _ = first["runs"]
+    result = first["results"]["steps"][1]
+    assert result["recipe"] == "irra"
+    assert result["differences"]["R@1"]["mean"] == pytest.approx(irra["R@1"] - clip["R@1"], abs=0.02)
+    assert (first["costs"]["irra"]["memory"], first["costs"]["clip"]["ratio"]) == (170_000_000, 1.0)
+    assert first["costs"]["clip"]["width"] == first["costs"]["irra"]["width"] > 0
+    for name in ("tiprctl.training.Trainer.run", "tiprctl.ablation.experiment.peak_memory"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("done again"))
+    assert json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout) == first
+    shown = run(*MINIATURE, "--seeds", 1)
+    assert "equal time" in shown.stdout
+    assert [cells[0] for cells in tables(shown)] == ["recipe", "clip", "irra"] * 2
+    assert "other settings: irra" in run(*MINIATURE, "--seeds", 1, "--set", "mlm.weight=2", exit_code=2).stderr
+    ablation = console.run("ablate", "--recipe", "irra", "--parts", "mlm", "--output", "runs/c", exit_code=2)
+    assert "something else" in ablation.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--recipes", "clip,ira"], 2, "Did you mean irra?"),
+        (["--recipes", "clip,irra,clip"], 2, "'clip' is named twice"),
+        (["--recipes", "irra"], 2, "nothing to compare irra with"),
+        (["--recipes", ","], 2, "nothing to compare\n"),
+        (["--recipes", "clip,sen"], 3, "tiprctl augment"),
+        (["--seeds", "0"], 2, "--seeds"),
+        (["--start-epochs", "0"], 2, "no start"),
+        (["--set", "batch_size=400"], 2, "at most 16"),
+        (["--set", "seed=7"], 2, "Use --seeds"),
+        (["--set", "model.head=parts"], 2, "Use --recipes"),
+        (["--set", "tir.weight=2"], 2, "Name it in --recipes"),
+        (["--set", "model.pretrained=nope.pth"], 3, "nope.pth"),
+        (["--output", "data"], 2, "something else"),
+        (["--root", "nowhere"], 3, "tiprctl prepare"),
+    ],
+)
+def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit_code, message):
+    assert message in run(*MINIATURE, *arguments, exit_code=exit_code).stderr
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        (("sen", "sen-xl"), "The recipes differ in model.name: sen ViT-B-16, sen-xl ViT-L-14\n--recipes\n"),
+        (("clip", "irra-published"), "The recipes differ in batch_size: clip 128, irra-published 64\n"),
+        (("clip", "synth"), "clip ViT-B-16, synth tiny"),
+    ],
+)
+def test_recipes_that_steps_would_not_compare_are_refused(recipes, message):
+    with pytest.raises(UsageError, match=message):
+        check_alike({name: RECIPES[name] for name in recipes})
+
+
+def test_a_setting_concerns_the_recipes_that_have_its_objective():
+    recipes = [RECIPES[name] for name in ("clip", "irra", "sen")]
+    settings = ["batch_size=8", "tir.weight=5", "sdm.weight=2", "optim.lr=0.1", "triplett.margin=1"]
+    clip, irra, sen = (settings_of(recipe, settings, recipes) for recipe in recipes)
+    assert clip == ["batch_size=8", "optim.lr=0.1", "triplett.margin=1"]
+    assert irra == ["batch_size=8", "sdm.weight=2", "optim.lr=0.1", "triplett.margin=1"]
+    assert sen == settings
+
+
+def test_recipes_go_on_with_all_their_objectives_from_a_start_of_contrast_alone():
+    found = {name: find_recipe(name, "synth-pedes") for name in ("irra", "sen")}
+    plan = plan_recipes(found, find_recipe("clip", "synth-pedes"), seeds=1)
+    assert [objective.name for objective in plan.start.objectives] == ["itc"]
+    assert plan.start.model.head == "global"
+    assert (plan.start_epochs, plan.epochs, plan.names) == (7, 3, ["irra", "sen"])
+    irra, sen = (contender.config for contender in plan.contenders)
+    assert [objective.name for objective in irra.objectives] == ["sdm", "id", "mlm"]
+    assert [objective.name for objective in sen.objectives] == ["sdm", "id", "tir", "triplet"]
+    assert {(objective.start, objective.stop) for objective in sen.objectives} == {(0.0, 1.0)}
+    assert (irra.captions.prune, sen.captions.prune) == (0.0, 0.2)
+    assert plan.new_to_start(irra) == {"sdm", "id", "mlm"}
+    on_pretrained = plan_recipes({name: RECIPES[name] for name in ("clip", "irra")}, RECIPES["clip"], seeds=1)
+    assert (on_pretrained.start_epochs, on_pretrained.epochs) == (0, 60)
+    assert on_pretrained.new_to_start(irra) == set()

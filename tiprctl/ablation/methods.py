@@ -1,0 +1,102 @@
+"""Whole recipes as contenders: made comparable, and started from the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from types import MappingProxyType
+
+from tiprctl.ablation.parts import lasting
+from tiprctl.ablation.plan import BUDGETS, Contender, Plan, durations
+from tiprctl.config import TrainConfig
+from tiprctl.errors import UsageError, unknown_name
+from tiprctl.recipes import CLIP, RECIPES
+
+OPTION = "--recipes"
+START_RECIPE = CLIP.config.recipe
+"""What trains the shared start: contrast alone, which favours none of the methods that build on it."""
+
+FIXED = MappingProxyType(dict.fromkeys(("recipe", "objectives", "model.head"), OPTION) | {"seed": "--seeds"})
+"""What a setting cannot change in a comparison, and the options that do."""
+
+ALIKE = ("model.name", "model.pretrained", "model.image_size", "model.stride", "batch_size", "select_on", "amp")
+"""What recipes must have alike to be compared."""
+
+
+def parse_recipes(text: str) -> tuple[str, ...]:
+    """The recipes of a comma-separated list.
+
+    Raises:
+        UsageError: there are fewer than two, one is unknown (the choices are listed) or named twice.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in RECIPES:
+            raise unknown_name("recipe", name, RECIPES)
+        if names.count(name) > 1:
+            raise UsageError(f"The recipe {name!r} is named twice", where=OPTION, remedy="Name each recipe once.")
+    if len(names) < 2:
+        raise UsageError(
+            "There is nothing to compare" if not names else f"There is nothing to compare {names[0]} with",
+            where=OPTION,
+            remedy="Name two recipes or more, as in clip,irra,sen.",
+        )
+    return names
+
+
+def settings_of(recipe: TrainConfig, settings: Iterable[str], recipes: Iterable[TrainConfig]) -> list[str]:
+    """The `KEY=VALUE` settings that concern one of the recipes: those of an objective or a head, who has it.
+
+    What is of an objective or a head that none of them has is left to each of them to refuse.
+    """
+    elsewhere = {place for each in recipes for place in _own_places(each)} - _own_places(recipe)
+    return [setting for setting in settings if setting.partition("=")[0].strip().rpartition(".")[0] not in elsewhere]
+
+
+def plan_recipes(
+    recipes: Mapping[str, TrainConfig],
+    start: TrainConfig,
+    *,
+    seeds: int,
+    start_epochs: float | None = None,
+    epochs: float | None = None,
+    budgets: tuple[str, ...] = BUDGETS,
+) -> Plan:
+    """A comparison of recipes, by name, each with all its objectives throughout, from what `start` trains.
+
+    Raises:
+        UsageError: the recipes differ in what must be alike, or as `Plan`.
+    """
+    check_alike(recipes)
+    first = next(iter(recipes.values()))
+    return Plan(
+        kind="comparison",
+        contenders=tuple(Contender(name, lasting(recipe)) for name, recipe in recipes.items()),
+        start=start,
+        settings={"recipes": list(recipes), "start": start, **recipes},
+        seeds=seeds,
+        budgets=budgets,
+        memory=True,
+        **durations(first, start_epochs, epochs),
+    )
+
+
+def check_alike(recipes: Mapping[str, TrainConfig]) -> None:
+    """Refuse recipes that differ in size, input, start or batch size: neither steps nor time would compare them.
+
+    Raises:
+        UsageError: they do; what differs is named, with who has which value.
+    """
+    for key in ALIKE:
+        values = {name: attrgetter(key)(recipe) for name, recipe in recipes.items()}
+        if len(set(values.values())) > 1:
+            raise UsageError(
+                f"The recipes differ in {key}: {', '.join(f'{name} {value}' for name, value in values.items())}",
+                where=OPTION,
+                remedy=f"Leave some out, or make them alike: --set {key}=…",
+            )
+
+
+def _own_places(recipe: TrainConfig) -> set[str]:
+    """The places of settings that not every recipe has."""
+    return {objective.name for objective in recipe.objectives} | {recipe.model.head}
