@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import console
 import pytest
@@ -16,6 +17,7 @@ from tiprctl.data.manifest import Manifest, write_manifest
 from tiprctl.evaluation import EvaluationData, score
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads.division import VisualDivision
 
 run = partial(console.run, "eval")
 
@@ -25,13 +27,22 @@ def model(cuhk_manifest, tmp_path, monkeypatch):
     """A checkpoint of a run on the miniature data, whose folder is none of the default ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return checkpoint(cuhk_manifest, tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors")
+
+
+@pytest.fixture
+def reranking_model(model, cuhk_manifest, tmp_path):
+    """A checkpoint beside it, of a run of SCVD."""
+    return checkpoint(cuhk_manifest, tmp_path / "scvd.safetensors", head="division", captions={"tagger": "textblob"})
+
+
+def checkpoint(manifest, file, head="global", seed=0, **further):
     clip = Clip(replace(tiny.CLIP, vocab_size=49408))
     clip.initialise(torch.Generator().manual_seed(0))
-    encoder = DualEncoder(clip)
-    header = {"config": to_dict(tiny.recipe()), "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
-    header |= {"dataset": cuhk_manifest.dataset, "data_root": str(cuhk_manifest.root)}
-    header |= {"data_fingerprint": cuhk_manifest.fingerprint} | encoder_header(encoder)
-    file = tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors"
+    encoder = DualEncoder(clip, head)
+    header = {"config": to_dict(tiny.recipe(seed=seed)), "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
+    header |= {"dataset": manifest.dataset, "data_root": str(manifest.root), **further}
+    header |= {"data_fingerprint": manifest.fingerprint} | encoder_header(encoder)
     save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
     return file.name
 
@@ -78,8 +89,8 @@ def test_sets_of_one_kind_are_told_apart_where_their_folders_say_so(model, cuhk_
 
 
 def test_queries_without_a_match_are_counted(model, monkeypatch):
-    def one_unmatched(features, split):
-        result = score(features, split)
+    def one_unmatched(features, split, reranking):
+        result = score(features, split, reranking)
         return replace(result, text_to_image=replace(result.text_to_image, unmatched=1))
 
     monkeypatch.setattr("tiprctl.evaluation.score", one_unmatched)
@@ -113,3 +124,60 @@ def test_data_are_made_ready_once_for_all_models(model, monkeypatch):
     results = json.loads(run(model, "other.safetensors", "--json").stdout)["results"]
     assert [row["model"] for row in results] == [model, model, "other.safetensors", "other.safetensors"]
     assert len(built) == 1
+
+
+def least_like(self, image, patches, text, prompts, found):
+    """Scores that turn the ranking round."""
+    return -torch.cosine_similarity(image, text)
+
+
+def ranks(*arguments):
+    """What is saved of each query, and what is printed."""
+    done = run(*arguments, "--save-ranks", "ranks.jsonl", "--json")
+    return [json.loads(line) for line in Path("ranks.jsonl").read_text().splitlines()], done
+
+
+def test_the_first_images_of_a_caption_are_ranked_again(reranking_model, monkeypatch):
+    before, plain = ranks(reranking_model)
+    monkeypatch.setattr(VisualDivision, "pair_scores", least_like)
+    after, done = ranks(reranking_model, "--rerank", 3)
+
+    for old, new in zip(before, after, strict=True):
+        order = [hit["path"] for hit in old["hits"]]
+        assert [hit["path"] for hit in new["hits"]] == [*reversed(order[:3]), order[3]]
+        scores = [hit["score"] for hit in old["hits"]]
+        assert [hit["score"] for hit in new["hits"]] == pytest.approx(
+            [*(-score for score in reversed(scores[:3])), scores[3]], abs=2e-4
+        )
+    document = json.loads(done.stdout)
+    forward, backward = document["results"]
+    first = 100 * sum(new["hits"][0]["pid"] == new["pid"] for new in after) / len(after)
+    assert (document["rerank"], forward["rerank"], forward["R@1"]) == (3, 3, round(first, 2))
+    seen_again = len({hit["path"] for old in before for hit in old["hits"][:3]})
+    assert forward["rerank_cost"]["pairs"] == 24
+    assert forward["rerank_cost"]["images"] == seen_again
+    assert backward == json.loads(plain.stdout)["results"][1]
+    assert f"Re-ranked 3 of 4 images for each of 8 captions: 24 pairs, {seen_again} images " in done.stderr
+    assert "rerank" not in plain.stdout
+
+
+def test_a_re_ranked_row_says_so(reranking_model, cuhk_manifest, tmp_path):
+    second = checkpoint(cuhk_manifest, tmp_path / "second.safetensors", head="division", seed=1)
+    done = run(reranking_model, second, "--rerank", 50)
+    ways = [
+        line.split("│")[2].strip() for line in done.stdout.splitlines() if "safetensors" in line or "mean of" in line
+    ]
+    assert ways == ["t2i, 4 re-ranked", "i2t"] * 3
+    assert "Re-ranked 4 of 4 images" in done.stderr
+
+
+def test_a_model_that_cannot_re_rank_is_told_before_any_is_encoded(reranking_model, model):
+    done = run(reranking_model, model, "--rerank", 3, exit_code=2)
+    assert "The head global looks at no pairs" in done.stderr
+    assert model in done.stderr
+    assert "leave --rerank out" in done.stderr
+    assert "Model:" not in done.stderr
+
+
+def test_none_to_re_rank_is_refused(model):
+    assert "--rerank" in run(model, "--rerank", 0, exit_code=2).stderr

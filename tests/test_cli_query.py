@@ -22,6 +22,7 @@ from tiprctl.config import to_dict
 from tiprctl.images import load_pixels
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
 from tiprctl.tokenizer import default_tokenizer
 
@@ -35,6 +36,7 @@ class Colours:
     fingerprint = "colours"
     width = 3
     image_size = (8, 4)
+    tokenizer = default_tokenizer()
 
     def __init__(self):
         self.images = 0
@@ -199,6 +201,7 @@ BAD = {
     "sheet in no folder": (["red", "--sheet", "empty.txt/out.png"], 3, "Cannot write"),
     "sheet too large": (["--queries", "many.txt", "--sheet", "out.png"], 2, "A contact sheet of 1,002 crops is too"),
     "top of none": (["red", "--top", "0"], 2, "--top"),
+    "none to re-rank": (["red", "--rerank", "0"], 2, "--rerank"),
 }
 
 
@@ -233,24 +236,111 @@ def test_a_missing_run_is_explained(crops, tmp_path, monkeypatch):
     assert "There is no finished run to use\n  runs\n  Train one (tiprctl train)" in done.stderr
 
 
-def test_a_checkpoint_ranks_by_its_own_cosines(crops, tmp_path, monkeypatch):
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A function from a head's name to a checkpoint's file and its encoder."""
     monkeypatch.setenv("TIPRCTL_CACHE", str(tmp_path / "cache"))
-    clip = Clip(replace(tiny.CLIP, vocab_size=49408))
-    clip.initialise(torch.Generator().manual_seed(0))
-    encoder = DualEncoder(clip).eval()
-    tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
-    header = {"config": to_dict(tiny.recipe()), "dataset": "d", "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
-    save_checkpoint(tmp_path / "best.safetensors", tensors, header | encoder_header(encoder))
-    done = run("red coat", "--gallery", crops, "--model", tmp_path / "best.safetensors", "--json", "--device", "cpu")
+
+    def write(head):
+        clip = Clip(replace(tiny.CLIP, vocab_size=49408))
+        clip.initialise(torch.Generator().manual_seed(0))
+        encoder = DualEncoder(clip, head).eval()
+        tensors = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+        header = {"config": to_dict(tiny.recipe()), "dataset": "d", "epoch": 1, "selected_on": "val"}
+        header |= {"fingerprint": "abc", "captions": {"tagger": "textblob"}} | encoder_header(encoder)
+        save_checkpoint(tmp_path / "best.safetensors", tensors, header)
+        return tmp_path / "best.safetensors", encoder
+
+    return write
+
+
+def pixels_of(path):
+    return normalise(torch.from_numpy(load_pixels(path, (16, 8))).permute(2, 0, 1)[None])
+
+
+def test_a_checkpoint_ranks_by_its_own_cosines(crops, checkpoint):
+    file, encoder = checkpoint("global")
+    done = run("red coat", "--gallery", crops, "--model", file, "--json", "--device", "cpu")
     assert done.exit_code == 0, done.output
     hits = json.loads(done.stdout)["results"][0]["hits"]
     assert len(hits) == 3
     with torch.no_grad():
         text = encoder.text_features(torch.from_numpy(default_tokenizer()(["red coat"])))
         for hit in hits:
-            pixels = torch.from_numpy(load_pixels(hit["path"], (16, 8))).permute(2, 0, 1)[None]
-            image = encoder.image_features(normalise(pixels))
+            image = encoder.image_features(pixels_of(hit["path"]))
             assert hit["score"] == pytest.approx(torch.cosine_similarity(image, text).item(), abs=1e-4)
+
+
+def least_like(self, image, patches, text, prompts, found):
+    """Scores that turn the ranking round."""
+    return 5 - torch.cosine_similarity(image, text)
+
+
+def test_the_first_crops_are_ranked_again_by_their_pairs(crops, checkpoint, tmp_path, monkeypatch):
+    Image.new("RGB", (4, 8), (120, 130, 10)).save(crops / "a.png")
+    file, _ = checkpoint("division")
+    (tmp_path / "queries.txt").write_text("a red coat\na man in blue jeans")
+    arguments = [
+        "--queries",
+        tmp_path / "queries.txt",
+        "--gallery",
+        crops,
+        "--model",
+        file,
+        "--json",
+        "--device",
+        "cpu",
+    ]
+    before = json.loads(run(*arguments).stdout)
+    monkeypatch.setattr(VisualDivision, "pair_scores", least_like)
+    done = run(*arguments, "--rerank", 3)
+    document = json.loads(done.stdout)
+    assert list(document) == ["model", "gallery", "images", "skipped", "rerank", "rerank_cost", "results"]
+    assert (document["rerank"], document["rerank_cost"]["pairs"]) == (3, 6)
+    for old, new in zip(before["results"], document["results"]):
+        order = [hit["path"] for hit in old["hits"]]
+        assert [hit["path"] for hit in new["hits"]] == [order[2], order[1], order[0], order[3]]
+        assert [hit["rank"] for hit in new["hits"]] == [1, 2, 3, 4]
+        scores = [hit["score"] for hit in old["hits"]]
+        expected = [*(5 - score for score in scores[2::-1]), scores[3]]
+        assert [hit["score"] for hit in new["hits"]] == pytest.approx(expected, abs=1e-4)
+    assert "Re-ranked 3 of 4 images for each of 2 captions: 6 pairs, " in done.stderr
+    assert "The scores of the first 3 are those of pairs" in done.stderr
+
+
+def test_crops_from_beyond_the_top_are_ranked_again(crops, checkpoint, monkeypatch):
+    file, _ = checkpoint("division")
+    arguments = ["a red coat", "--gallery", crops, "--model", file, "--plain", "--device", "cpu"]
+    order = run(*arguments).stdout.split()
+    monkeypatch.setattr(VisualDivision, "pair_scores", least_like)
+    done = run(*arguments, "--rerank", 50, "--top", 1)
+    assert done.stdout.split() == order[-1:]
+    assert "Re-ranked 3 of 3 images" in done.stderr
+
+
+def test_scores_of_pairs_are_the_heads(crops, checkpoint):
+    file, encoder = checkpoint("division")
+    done = run("red coat", "--gallery", crops, "--model", file, "--json", "--device", "cpu", "--rerank", 2)
+    (result,) = json.loads(done.stdout)["results"]
+    with torch.no_grad():
+        text, phrase = (
+            encoder.read(torch.from_numpy(default_tokenizer()([words]))).whole
+            for words in ("red coat", "a photo of a person with red coat")
+        )
+        for hit in result["hits"][:2]:
+            seen = encoder.see(pixels_of(hit["path"]))
+            found = torch.ones(1, 1, dtype=torch.bool)
+            score = encoder.head.pair_scores(seen.whole, seen.values[:, 1:], text, phrase[:, None], found)
+            assert hit["score"] == pytest.approx(score.item(), abs=1e-4)
+
+
+def test_a_model_that_cannot_re_rank_is_told_before_the_crops_are_embedded(crops, checkpoint):
+    file, _ = checkpoint("global")
+    done = run("red coat", "--gallery", crops, "--model", file, "--rerank", 2)
+    assert done.exit_code == 2
+    assert "The head global looks at no pairs" in done.stderr
+    assert "leave --rerank out" in done.stderr
+    assert "embedded now" not in done.stderr
 
 
 def test_naming_the_cache_loads_no_index():

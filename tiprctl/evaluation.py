@@ -17,6 +17,7 @@ from tiprctl.data.manifest import Split
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
+from tiprctl.reranking import Reranking
 from tiprctl.tokenizer import default_tokenizer
 
 IMAGE_BATCH = 128
@@ -42,7 +43,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model, by the name that the user gave it, came to on one data set, called `title` before people."""
+    """What one model, by the name that the user gave it, came to on one data set, called `title` before people.
+
+    `reranking` where the first images of each caption were looked at again.
+    """
 
     model: str
     origin: Origin
@@ -50,6 +54,7 @@ class Measurement:
     title: str
     data_fingerprint: str
     evaluation: Evaluation
+    reranking: Reranking | None = None
 
 
 @dataclass(frozen=True)
@@ -88,21 +93,30 @@ def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _igno
     return score(data.encode(embedder, on_items), data.split)
 
 
-def score(features: SplitFeatures, split: Split) -> Evaluation:
-    """The figures of given features."""
+def score(features: SplitFeatures, split: Split, reranking: Reranking | None = None) -> Evaluation:
+    """The figures of given features; the images that a caption finds first in the order of `reranking`."""
     image_pids, caption_pids = torch.tensor(split.image_pids), torch.tensor(split.caption_pids)
     return Evaluation(
         split=split.name,
         images=len(image_pids),
         captions=len(caption_pids),
-        text_to_image=retrieval_metrics(features.text, features.image, caption_pids, image_pids),
+        text_to_image=retrieval_metrics(
+            features.text, features.image, caption_pids, image_pids, first=reranking and reranking.indices
+        ),
         image_to_text=retrieval_metrics(features.image, features.text, image_pids, caption_pids),
     )
 
 
-def top_hits(features: SplitFeatures, split: Split, k: int = 10) -> list[dict[str, Any]]:
-    """For each caption, in the split's order: it, its identity, and path, identity and score of its first k images."""
+def top_hits(
+    features: SplitFeatures, split: Split, reranking: Reranking | None = None, *, k: int = 10
+) -> list[dict[str, Any]]:
+    """For each caption, in the split's order: it, its identity, and path, identity and score of its first k images.
+
+    Scores are cosines, and for images that were ranked again those of their pairs.
+    """
     indices, scores = top_ranks(features.text, features.image, k)
+    if reranking is not None:
+        indices, scores = reranking.put_first(indices, scores)
     return [
         {
             "caption": caption,
@@ -133,9 +147,11 @@ def rows(measurement: Measurement) -> list[dict[str, Any]]:
             **{name: round(value, 2) for name, value in figures(metrics).items()},
             "queries": metrics.queries,
             "unmatched": metrics.unmatched,
+            **(reranking.describe() if reranking else {}),
         }
         for direction in DIRECTIONS
         for metrics in [getattr(measurement.evaluation, direction)]
+        for reranking in [_reranking(measurement, direction)]
     ]
 
 
@@ -158,8 +174,16 @@ def summaries(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     ]
 
 
+def _reranking(measurement: Measurement, direction: str) -> Reranking | None:
+    """What was looked at again in this direction: never the captions of an image.
+
+    A caption's pairs share its phrases, so that their scores can be compared; those of an image do not.
+    """
+    return measurement.reranking if direction == "text_to_image" else None
+
+
 def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
-    config = group[0].origin.config
+    config, reranking = group[0].origin.config, _reranking(group[0], direction)
     values = [figures(getattr(one.evaluation, direction)) for one in group]
     return {
         "model": f"mean of {len(group)} {config.recipe} runs",
@@ -168,5 +192,6 @@ def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
         "direction": direction,
         "selected_on": ", ".join(sorted({one.origin.selected_on for one in group})),
         **{name: round(mean(value[name] for value in values), 2) for name in values[0]},
+        **({"rerank": reranking.first} if reranking else {}),
         "std": {name: round(stdev(value[name] for value in values), 2) for name in values[0]},
     }

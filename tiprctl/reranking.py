@@ -51,22 +51,26 @@ class Reranking:
     seconds: float
 
     @property
+    def first(self) -> int:
+        """K: fewer than were asked for where there are no more images."""
+        return self.indices.shape[1]
+
+    @property
     def pairs(self) -> int:
         """How many captions and images were looked at together."""
         return self.indices.numel()
 
     def put_first(self, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """A former ranking's first n `indices` (Q, n) and `scores` (Q, n) with the K first of them in the new order."""
-        count, width = self.indices.shape[1], indices.shape[1]
         return tuple(
-            torch.cat([new[:, :width], old[:, count:]], dim=1)
+            torch.cat([new[:, : old.shape[1]], old[:, self.first :]], dim=1)
             for new, old in ((self.indices, indices), (self.scores, scores))
         )
 
     def describe(self) -> dict[str, Any]:
         """K and the cost, for a JSON document."""
         cost = {"pairs": self.pairs, "images": self.images, "seconds": round(self.seconds, 2)}
-        return {"rerank": self.indices.shape[1], "rerank_cost": cost}
+        return {"rerank": self.first, "rerank_cost": cost}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.options import Device, Json, Root, Workers
+from tiprctl.cli.options import Device, Json, Rerank, Root, Workers
+from tiprctl.cli.sentences import note_reranking
 from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
     from tiprctl.data.manifest import Manifest, Split
-    from tiprctl.evaluation import EvaluationData, Measurement
-    from tiprctl.models.embedder import Origin
+    from tiprctl.evaluation import EvaluationData, Measurement, SplitFeatures
+    from tiprctl.models.embedder import Embedder, Origin
+    from tiprctl.reranking import Reranking
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Asked:
     data: list[str] | None
     root: Path | None
     split: str
+    rerank: int | None
     workers: int | None
     device: str | None
     save_ranks: Path | None
@@ -46,6 +49,7 @@ def evaluate(
     ] = None,
     data: Annotated[list[str] | None, typer.Option(help="Data set, repeatable.", show_default="the run's own")] = None,
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
+    rerank: Rerank = None,
     save_ranks: Annotated[
         Path | None, typer.Option(help="Write the first 10 ranks of each query here, one JSON line a query.")
     ] = None,
@@ -61,6 +65,7 @@ def evaluate(
     tiprctl eval runs/a runs/b runs/c --data synth-pedes
     tiprctl eval runs/latest --split val --json
     tiprctl eval ViT-B-16/openai --data cuhk-pedes --save-ranks ranks.jsonl
+    tiprctl eval runs/latest --rerank 50
     tiprctl eval best.pth --data cuhk-pedes      a checkpoint of IRRA's or SEN's code
     """
     from tiprctl.recipes import published_rows
@@ -70,14 +75,15 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    measured = list(_measured(models, Asked(data, root, split, workers, device, save_ranks)))
+    measured = list(_measured(models, Asked(data, root, split, rerank, workers, device, save_ranks)))
 
     from tiprctl.evaluation import rows, summaries
 
     results = [*(row for one in measured for row in rows(one)), *summaries(measured)]
     published = {one.title: published_rows(one.dataset) for one in measured}
     if json:
-        render.result_json({"split": split, "results": results, "published": published})
+        asked = {"split": split} if rerank is None else {"split": split, "rerank": rerank}
+        render.result_json({**asked, "results": results, "published": published})
         return
     for title, reported in published.items():
         _print_table(title, split, [row for row in results if row["data"] == title], reported)
@@ -96,17 +102,28 @@ def _measured(models: list[str], asked: Asked) -> Iterator[Measurement]:
 
 
 def _task(model: str, asked: Asked) -> Task:
-    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(model, asked)])
-
-
-def _data_sets(model: str, asked: Asked) -> list[Manifest]:
-    """The data sets asked for; without any, the model's own: where it was, or else by its name."""
     from tiprctl.checkpoint import is_own, read_header
-    from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
     from tiprctl.sources import find_source
 
     file = find_source(model)
     header = read_header(file) if file is not None and is_own(file) else {}
+    if asked.rerank is not None:
+        _check_reranks(model, header)
+    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(header, asked)])
+
+
+def _check_reranks(model: str, header: dict[str, Any]) -> None:
+    from tiprctl.models.heads.global_token import GlobalToken
+    from tiprctl.reranking import check_reranks
+
+    captions = header.get("captions") or {}
+    check_reranks(header.get("head", GlobalToken.name), captions.get("tagger"), model=model)
+
+
+def _data_sets(header: dict[str, Any], asked: Asked) -> list[Manifest]:
+    """The data sets asked for; without any, those of the checkpoint's header: where they were, or else by name."""
+    from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
+
     own = header.get("data_root")
     if asked.data or asked.root or own is None or not (Path(own) / FILE_NAME).is_file():
         return [find_manifest(name, asked.root) for name in asked.data or [header.get("dataset")]]
@@ -129,10 +146,23 @@ def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], Evaluatio
         data = prepared[key]
         with render.progress(f"Encoding {manifest.title}", data.items, "items") as advance:
             features = data.encode(embedder, advance)
-        result = score(features, data.split)
+        reranking = _rerank(embedder, data, features, asked.rerank) if asked.rerank else None
+        result = score(features, data.split, reranking)
         if asked.save_ranks is not None:
-            _save_ranks(asked.save_ranks, top_hits(features, data.split))
-        yield Measurement(task.model, embedder.origin, manifest.dataset, manifest.title, manifest.fingerprint, result)
+            _save_ranks(asked.save_ranks, top_hits(features, data.split, reranking))
+        about = (task.model, embedder.origin, manifest.dataset, manifest.title, manifest.fingerprint)
+        yield Measurement(*about, result, reranking)
+
+
+def _rerank(embedder: Embedder, data: EvaluationData, features: SplitFeatures, first: int) -> Reranking:
+    """The first images of each caption in their new order; what that cost is told."""
+    from tiprctl.metrics import top_ranks
+    from tiprctl.reranking import rerank
+
+    best, _ = top_ranks(features.text, features.image, first)
+    reranking = rerank(embedder, data.split.captions, data.images, best, progress=render.progress)
+    note_reranking(reranking, len(data.images))
+    return reranking
 
 
 def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
@@ -169,7 +199,8 @@ def _lines(row: dict[str, Any]) -> list[list[str]]:
     def cells(figures: dict[str, float | None]) -> list[str]:
         return ["–" if figures[name] is None else f"{figures[name]:.2f}" for name in FIGURES]
 
-    lines = [[row["model"], DIRECTIONS[row["direction"]], row["selected_on"], *cells(row)]]
+    way = DIRECTIONS[row["direction"]] + (f", {row['rerank']} re-ranked" if "rerank" in row else "")
+    lines = [[row["model"], way, row["selected_on"], *cells(row)]]
     if "std" in row:
         lines.append(["± standard deviation", "", "", *cells(row["std"])])
     return lines

@@ -28,6 +28,16 @@ Device = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", min=0, help="How many decode images at once.", show_default="the cores")
 ]
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        "--rerank",
+        min=1,
+        metavar="K",
+        help="Rank the first K images of each description again, by what its phrases find in them (recipe scvd).",
+        show_default="none",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any other setting, as in triplet.margin=0.1; repeatable."),

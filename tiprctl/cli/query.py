@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.options import Device, Json
-from tiprctl.cli.sentences import warn_of_long
+from tiprctl.cli.options import Device, Json, Rerank
+from tiprctl.cli.sentences import note_reranking, warn_of_long
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from tiprctl.gallery.embed import Listing, VectorModel
     from tiprctl.gallery.index import Gallery
+    from tiprctl.gallery.search import Hits
+    from tiprctl.models.embedder import Embedder
+    from tiprctl.reranking import Reranking
 
 _NAMED = 3
 """How many skipped files are named in the warning; `--json` lists them all."""
@@ -29,6 +33,7 @@ def query(
         str | None,
         typer.Option(help="A run, a checkpoint, or a pretrained CLIP; without it, the newest finished run."),
     ] = None,
+    rerank: Rerank = None,
     queries: Annotated[Path | None, typer.Option(help="A text file with a description a line.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of the crops to this PNG file.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the contact sheet in the system's viewer.")] = False,
@@ -43,6 +48,7 @@ def query(
     tiprctl query "red coat" --gallery crops/ --plain --top 3 | xargs ls -l
     tiprctl query --queries sentences.txt --gallery crops/ --json
     tiprctl query "red coat" --gallery crops/ --model ViT-B-16/openai
+    tiprctl query "red coat" --gallery crops/ --model runs/scvd --rerank 50
 
     Crops are embedded once: later queries embed only what is new or changed.
     """
@@ -61,19 +67,24 @@ def query(
     embedder = _load_embedder(model, device)
     render.note(f"Model: {embedder.description}")
     warn_of_long(sentences)
+    if rerank is not None:
+        _check_reranks(embedder)
     embedded = _read_gallery(listing, embedder)
-    hits = search(embedder.embed_texts(sentences), embedded.vectors, top)
+    hits = search(embedder.embed_texts(sentences), embedded.vectors, max(top, rerank or 0))
+    reranking = None
+    if rerank is not None:
+        hits, reranking = _rerank(embedder, sentences, embedded, hits, rerank)
     results = [
         {
             "query": sentence,
             "hits": [
                 {"rank": rank, "score": float(score), "path": str(gallery / embedded.paths[index])}
-                for rank, (index, score) in enumerate(zip(indices, scores), 1)
+                for rank, (index, score) in enumerate(zip(indices[:top], scores[:top]), 1)
             ],
         }
         for sentence, indices, scores in zip(sentences, hits.indices, hits.scores)
     ]
-    _print(results, embedded, embedder.description, json, plain)
+    _print(results, embedded, embedder.description, reranking, json, plain)
     if sheet:
         _write_sheet(sheet, results, show)
 
@@ -120,7 +131,7 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
     return sheet
 
 
-def _load_embedder(model: str | None, device: str | None) -> VectorModel:
+def _load_embedder(model: str | None, device: str | None) -> Embedder:
     from tiprctl.precision import find_device
     from tiprctl.sources import load_embedder
 
@@ -149,11 +160,48 @@ def _read_gallery(listing: Listing, embedder: VectorModel) -> Gallery:
     return gallery
 
 
-def _print(results: Sequence[dict[str, Any]], gallery: Gallery, model: str, json: bool, plain: bool) -> None:
+def _check_reranks(embedder: Embedder) -> None:
+    from tiprctl.reranking import check_reranks
+
+    check_reranks(embedder.encoder.head.name, embedder.origin.tagger, model=embedder.description)
+
+
+def _rerank(
+    embedder: Embedder, sentences: Sequence[str], gallery: Gallery, hits: Hits, first: int
+) -> tuple[Hits, Reranking]:
+    """The hits with the first of each sentence in their new order, read from their files again; and what that cost."""
+    import numpy as np
+    from torch import from_numpy
+
+    from tiprctl.data.decoding import DecodedImages
+    from tiprctl.gallery.search import Hits
+    from tiprctl.reranking import rerank
+
+    best = hits.indices[:, :first]
+    rows = np.unique(best)
+    crops = DecodedImages([gallery.root / gallery.paths[row] for row in rows], embedder.image_size)
+    crops.keep_if_small()
+    found = rerank(embedder, sentences, crops, from_numpy(np.searchsorted(rows, best)), progress=render.progress)
+    found = replace(found, indices=from_numpy(rows)[found.indices])
+    note_reranking(found, len(gallery.paths))
+    render.note(f"The scores of the first {found.first:,} are those of pairs; those of any others are cosines.")
+    indices, scores = found.put_first(from_numpy(hits.indices), from_numpy(hits.scores))
+    return Hits(indices.numpy(), scores.numpy()), found
+
+
+def _print(
+    results: Sequence[dict[str, Any]],
+    gallery: Gallery,
+    model: str,
+    reranking: Reranking | None,
+    json: bool,
+    plain: bool,
+) -> None:
     if json:
         skipped = [{"path": one.path, "reason": one.reason} for one in gallery.unreadable]
         document = {"model": model, "gallery": str(gallery.root), "images": len(gallery.paths), "skipped": skipped}
-        render.result_json({**document, "results": results})
+        again = reranking.describe() if reranking else {}
+        render.result_json({**document, **again, "results": results})
         return
     for result in results:
         if plain:
