@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.tokenizer import Tokenizer, default_tokenizer
+from tiprctl.tokenizer import BytePairTokenizer, default_tokenizer
 
 ROWS = json.loads((Path(__file__).parent / "reference" / "tokenizer.json").read_text(encoding="utf-8"))["rows"]
 
@@ -24,7 +24,7 @@ FRAGMENTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer() -> BytePairTokenizer:
     return default_tokenizer()
 
 
@@ -90,14 +90,14 @@ def test_survives_pickling_for_worker_processes(tokenizer):
 
 def test_the_cache_is_bounded(monkeypatch):
     monkeypatch.setattr("tiprctl.tokenizer.CACHED_WORDS", 3)
-    small = Tokenizer([("a", "b"), ("ab", "c</w>")])
+    small = BytePairTokenizer([("a", "b"), ("ab", "c</w>")])
     once = [token for word in ("abc", "ab", "ba") for token in small.encode(word)]
     assert small.encode("abc ab ba") == once
     assert len(small._cache) == 3
 
 
 def test_joins_the_pair_of_lowest_rank_first_and_each_of_its_occurrences():
-    small = Tokenizer([("b", "c</w>"), ("a", "b"), ("a", "a")])
+    small = BytePairTokenizer([("b", "c</w>"), ("a", "b"), ("a", "a")])
     symbols = {index: symbol for symbol, index in small._ids.items()}
     assert [symbols[token] for token in small.encode("abc abab aaa")] == [
         "a",

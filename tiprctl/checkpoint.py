@@ -16,8 +16,10 @@ from torch import Tensor
 from tiprctl.config import to_dict
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
+from tiprctl.models.bert import Bert
 from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads import HEADS
 from tiprctl.models.weights import check_fit
 
 FORMAT = 1
@@ -96,21 +98,35 @@ def _damaged_header(file: Path) -> InputError:
 def encoder_header(encoder: DualEncoder) -> dict[str, Any]:
     """What a checkpoint's header must say for `load_encoder` to rebuild the encoder."""
     head = encoder.head
-    return {"clip": encoder.clip.config.to_dict(), "head": head.name, "head_options": to_dict(head.config)}
+    header = {"clip": encoder.clip.config.to_dict(), "head": head.name, "head_options": to_dict(head.config)}
+    return header if encoder.bert is None else header | {"bert": encoder.bert.header()}
 
 
 def empty_encoder(header: Mapping[str, Any]) -> DualEncoder:
-    """The encoder that a checkpoint's header describes, before its weights are loaded."""
-    return DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"], header.get("head_options"))
+    """The encoder that a checkpoint's header describes, before its weights are loaded.
+
+    Raises:
+        UsageError: it has a BERT, and the extra `bert` is not installed.
+    """
+    bert = Bert.from_header(header["bert"]) if "bert" in header else None
+    return DualEncoder(
+        Clip(ClipConfig.from_dict(header["clip"])), header["head"], header.get("head_options"), bert=bert
+    )
 
 
 def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:
     """The encoder of a checkpoint that a run wrote, and the checkpoint's header.
 
     Raises:
-        InputError: the tensors do not fit the sizes that the header gives.
+        InputError: there is no such head here, or the tensors do not fit the sizes that the header gives.
     """
     tensors, header = read_checkpoint(file, ENCODER)
+    if header["head"] not in HEADS:
+        raise InputError(
+            f"The checkpoint has the head {header['head']}, and there are only {', '.join(HEADS)}",
+            where=file,
+            remedy="Open it with the program that adds this head (docs/extending.md).",
+        )
     encoder = empty_encoder(header)
     load_weights(encoder, tensors, file)
     return encoder, header

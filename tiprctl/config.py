@@ -18,6 +18,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
+BERT = "bert-base-uncased"
+"""The BERT that CFine was published with, and the default."""
+
 STRICT = ConfigDict(extra="forbid")
 frozen = dataclass(frozen=True, kw_only=True, config=STRICT)
 
@@ -27,16 +30,30 @@ class ModelConfig:
     """The dual encoder: a named size, where its weights start from, and what it sees.
 
     `pretrained` is `none` (random weights), a tag of open_clip's registry, or a checkpoint file.
+    `text_encoder` is `clip`, or `bert`, which reads the captions instead of CLIP's text tower: bert-base-uncased, or
+    with `bert:SOURCE` what a folder or a name on huggingface.co holds.
     `image_size` is (height, width) in pixels; `stride` None means the patch size. `head` names what makes features of
     the towers' tokens, with its `head_options`.
     """
 
     name: str = "ViT-B-16"
     pretrained: str = "openai"
+    text_encoder: str = "clip"
     image_size: tuple[Count, Count] = (384, 128)
     stride: Count | None = None
     head: str = "global"
     head_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kind, colon, source = self.text_encoder.partition(":")
+        if kind not in ("clip", "bert") or (colon and (kind == "clip" or not source)):
+            raise ValueError(f"text_encoder is clip, bert or bert:SOURCE, not {self.text_encoder}")
+
+    @property
+    def bert(self) -> str | None:
+        """The folder or the name of the BERT that reads the captions; None where CLIP does."""
+        kind, _, source = self.text_encoder.partition(":")
+        return (source or BERT) if kind == "bert" else None
 
 
 @frozen

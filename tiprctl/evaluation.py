@@ -18,7 +18,7 @@ from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
 from tiprctl.reranking import Reranking
-from tiprctl.tokenizer import default_tokenizer
+from tiprctl.tokenizer import Tokenizer
 
 IMAGE_BATCH = 128
 DIRECTIONS = {"text_to_image": "t2i", "image_to_text": "i2t"}
@@ -71,12 +71,12 @@ class EvaluationData:
     def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int | None = None):
         self.split = split
         self.images = DecodedImages(split.image_paths, image_size, workers=workers)
-        self.token_ids = torch.from_numpy(default_tokenizer()(split.captions))
+        self._token_ids: dict[Tokenizer, Tensor] = {}
 
     @property
     def items(self) -> int:
         """Images and captions together: what `on_items` counts up to."""
-        return len(self.images) + len(self.token_ids)
+        return len(self.images) + len(self.split.captions)
 
     def encode(self, embedder: Embedder, on_items: OnItems = _ignore) -> SplitFeatures:
         """Encode the split; `on_items` is told how many more images or captions are done."""
@@ -85,7 +85,14 @@ class EvaluationData:
         for pixels in self.images.in_order(IMAGE_BATCH):
             image.append(embedder.image_features(pixels))
             on_items(len(pixels))
-        return SplitFeatures(torch.cat(image), over_captions(embedder.text_features, self.token_ids, on_items))
+        token_ids = self.token_ids(embedder.tokenizer)
+        return SplitFeatures(torch.cat(image), over_captions(embedder.text_features, token_ids, on_items))
+
+    def token_ids(self, tokenizer: Tokenizer) -> Tensor:
+        """The captions as `tokenizer` cuts them, `(C, L)`, kept for the next time that it is asked for them."""
+        if tokenizer not in self._token_ids:
+            self._token_ids[tokenizer] = torch.from_numpy(tokenizer(self.split.captions))
+        return self._token_ids[tokenizer]
 
 
 def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _ignore) -> Evaluation:

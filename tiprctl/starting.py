@@ -13,6 +13,7 @@ from torch import Tensor
 from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
 from tiprctl.config import ModelConfig, to_dict
 from tiprctl.errors import InputError
+from tiprctl.models.bert import load_bert
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.base import Head
@@ -78,7 +79,7 @@ def find_start(pretrained: str) -> Path | None:
 
 
 def with_start(model: ModelConfig, pretrained: str) -> ModelConfig:
-    """`model` starting from `pretrained`, with the size and the input that a fine-tuned checkpoint was trained at.
+    """`model` starting from `pretrained`, with a fine-tuned checkpoint's size, input and text encoder.
 
     Raises:
         InputError: the checkpoint cannot be read, or its size has no name.
@@ -89,7 +90,9 @@ def with_start(model: ModelConfig, pretrained: str) -> ModelConfig:
         return model
     if is_own(file):
         header = read_header(file)
-        sizes, name = ClipConfig.from_dict(header["clip"]), header["config"]["model"]["name"]
+        known = header["config"]["model"]
+        sizes, name = ClipConfig.from_dict(header["clip"]), known["name"]
+        model = replace(model, text_encoder=known.get("text_encoder", ModelConfig.text_encoder))
     else:
         weights = read_weights(file)
         if not weights.method:
@@ -115,27 +118,43 @@ def build_start(model: ModelConfig, generator: torch.Generator) -> Start:
     if model.pretrained == "none":
         clip = Clip(named_size(model.name).with_input(model.image_size, model.stride))
         clip.initialise(generator)
-        return Start(DualEncoder(clip, model.head, model.head_options))
+        return Start(_encoder(clip, model))
     file = find_start(model.pretrained)
     if file is not None and is_own(file):
         return _continued(model, file)
     weights = find_weights(model.name, file or model.pretrained)
     clip = fit_clip(weights, model.name, image_size=model.image_size, stride=model.stride)
-    encoder = DualEncoder(clip, model.head, model.head_options)
-    return Start(encoder, weights.objectives if weights.method else None, model.pretrained)
+    return Start(_encoder(clip, model), weights.objectives if weights.method else None, model.pretrained)
+
+
+def _encoder(clip: Clip, model: ModelConfig) -> DualEncoder:
+    """The encoder that `model` asks for around a CLIP; a BERT comes with its published weights whatever CLIP's are."""
+    bert = load_bert(model.bert) if model.bert else None
+    return DualEncoder(clip, model.head, model.head_options, bert=bert)
 
 
 def _continued(model: ModelConfig, file: Path) -> Start:
     """What a checkpoint that a run wrote holds, at the input of `model`; a head without weights gives way to any."""
-    held, _ = load_encoder(file)
+    held, header = load_encoder(file)
     check_size(model.name, held.clip.config, file)
+    _check_text_encoder(header["config"]["model"].get("text_encoder", ModelConfig.text_encoder), model, file)
     clip = refit_clip(held.clip, model.image_size, model.stride)
-    encoder = DualEncoder(clip, model.head, model.head_options)
+    encoder = DualEncoder(clip, model.head, model.head_options, bert=held.bert)
     if weights := held.head.state_dict():
         _check_head(held.head, encoder.head, file)
         encoder.head.load_state_dict(weights)
-    objectives, header = read_checkpoint(file, OBJECTIVES)
+    objectives, _ = read_checkpoint(file, OBJECTIVES)
     return Start(encoder, objectives, str(file), header.get("data_fingerprint"))
+
+
+def _check_text_encoder(held: str, model: ModelConfig, file: Path) -> None:
+    """Refuse a checkpoint whose captions are read by another tower than the one that is asked for."""
+    if held != model.text_encoder:
+        raise InputError(
+            f"The checkpoint has the text encoder {held}, not {model.text_encoder}",
+            where=file,
+            remedy="Leave out --text-encoder, or start from other weights.",
+        )
 
 
 def _check_head(held: Head, wanted: Head, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The byte-pair tokenizer of CLIP: text to the token ids that OpenAI's tokenizer gives, for every string.
+"""What every tokenizer does, and CLIP's, of byte pairs: the token ids that OpenAI's gives, for every string.
 
 The merges are those of OpenAI's `bpe_simple_vocab_16e6` (49,152 - 256 - 2 of them), read from the installed package
 open-clip-torch without importing it. The byte-level scheme is that of GPT-2 (Radford et al., 2019): a word is a
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gzip
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, ClassVar
 
 import ftfy
 import numpy as np
@@ -31,39 +33,32 @@ WORDS = regex.compile(
 )
 
 
-class Tokenizer:
-    """CLIP's tokenizer, built from its ordered list of merges.
+class Tokenizer(ABC):
+    """Texts to rows of token ids, as one text tower reads them.
 
-    Args:
-        merges: pairs of symbols, the one to join first in front.
+    `start` and `end`, neither of them 0, are the ids around each text; `context_length` is how many tokens the longest row has, these two
+    included. `maskable`: whether the vocabulary is built as `token_masking` takes it, which is CLIP's way.
     """
 
-    context_length = 77
+    context_length: int
+    vocab_size: int
+    start: int
+    end: int
+    maskable: ClassVar[bool] = False
 
-    def __init__(self, merges: Sequence[tuple[str, str]]):
-        letters = list(_byte_letters().values())
-        symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START_TEXT, END_TEXT]
-        self._ids = {symbol: index for index, symbol in enumerate(symbols)}
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._cache = {text: [self._ids[text]] for text in (START_TEXT, END_TEXT)}
-        self.vocab_size = len(symbols)
-        self.start = self._ids[START_TEXT]
-        self.end = self._ids[END_TEXT]
+    @abstractmethod
+    def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
+        """The token ids of `text` word by word, each with the place in `clean(text)` where the word starts."""
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without start and end token and of any length."""
         return [token for _, tokens in self.pieces(text) for token in tokens]
 
-    def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
-        """The token ids of `text` word by word, each with the place in `clean(text)` where the word starts."""
-        for word in WORDS.finditer(clean(text)):
-            yield word.start(), self._encode_word(word.group())
-
     def __call__(self, texts: Sequence[str] | str, *, length: int | None = None) -> np.ndarray:
         """Token ids `(B, L)`, int64: start token, text, end token, then zeros.
 
-        L is `length`, or that of the longest row up to the context of 77. A text that is too long loses its last
-        tokens; its row still closes with the end token.
+        L is `length`, or that of the longest row up to the context. A text that is too long loses its last tokens; its
+        row still closes with the end token.
 
         Raises:
             UsageError: `length` leaves no room for the start and the end token.
@@ -78,6 +73,31 @@ class Tokenizer:
         for row, tokens in zip(token_ids, rows):
             row[: len(tokens)] = tokens
         return token_ids
+
+
+class BytePairTokenizer(Tokenizer):
+    """CLIP's tokenizer, built from its ordered list of merges.
+
+    Args:
+        merges: pairs of symbols, the one to join first in front.
+    """
+
+    context_length = 77
+    maskable = True
+
+    def __init__(self, merges: Sequence[tuple[str, str]]):
+        letters = list(_byte_letters().values())
+        symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START_TEXT, END_TEXT]
+        self._ids = {symbol: index for index, symbol in enumerate(symbols)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._cache = {text: [self._ids[text]] for text in (START_TEXT, END_TEXT)}
+        self.vocab_size = len(symbols)
+        self.start = self._ids[START_TEXT]
+        self.end = self._ids[END_TEXT]
+
+    def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
+        for word in WORDS.finditer(clean(text)):
+            yield word.start(), self._encode_word(word.group())
 
     def _encode_word(self, word: str) -> list[int]:
         tokens = self._cache.get(word)
@@ -100,7 +120,7 @@ class Tokenizer:
 
 
 @cache
-def default_tokenizer() -> Tokenizer:
+def default_tokenizer() -> BytePairTokenizer:
     """The tokenizer of every published CLIP: 49,408 tokens.
 
     Raises:
@@ -114,7 +134,7 @@ def default_tokenizer() -> Tokenizer:
     merges = [tuple(line.split()) for line in lines[1 : N_MERGES + 1]]
     if len(merges) != N_MERGES or any(len(pair) != 2 for pair in merges):
         raise _unusable_merges("The tokenizer's list of merges is damaged", path)
-    return Tokenizer(merges)
+    return BytePairTokenizer(merges)
 
 
 def _merges_path() -> Path:
@@ -126,6 +146,11 @@ def _merges_path() -> Path:
 
 def _unusable_merges(what: str, path: Path | None) -> InputError:
     return InputError(what, where=path, remedy="Install it: pip install --force-reinstall open-clip-torch")
+
+
+def row_lengths(token_ids: Any) -> Any:
+    """How many tokens of each row `(B, L)` come before its padding, `(B,)`; for arrays of numpy and torch alike."""
+    return (token_ids != 0).cumsum(axis=1).argmax(axis=1) + 1
 
 
 def clean(text: str) -> str:

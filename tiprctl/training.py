@@ -56,7 +56,6 @@ from tiprctl.runs import (
     write_records,
 )
 from tiprctl.starting import Start, build_start
-from tiprctl.tokenizer import default_tokenizer
 
 OPTIMIZER = "optimizer."
 REMEDY = "Lower optim.lr, or train with amp=off (--set). What was saved before stays as it is."
@@ -93,10 +92,9 @@ class Trainer:
         self.selected_on = selection_split(config, manifest)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
-        self.batches = TrainingBatches(manifest, config, default_tokenizer(), workers=workers)
+        self.batches, self.composition = self._compose()
         self.steps = whole_steps(config.epochs, self.batches.steps)
         self.epochs = math.ceil(self.steps / self.batches.steps)
-        self.composition = self._compose()
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
         self.dtype = amp_dtype(config.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
@@ -138,8 +136,11 @@ class Trainer:
             captions=captions_origin(manifest, self.config.captions),
         )
 
-    def _compose(self) -> Composition:
-        """The encoder and its objectives; initial weights depend on the seed alone. A run goes on from its own."""
+    def _compose(self) -> tuple[TrainingBatches, Composition]:
+        """The batches as the encoder reads them, and the encoder with its objectives.
+
+        Initial weights depend on the seed alone. A run goes on from its own.
+        """
         last = self.folder / LAST
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
@@ -147,10 +148,11 @@ class Trainer:
                 start = Start(empty_encoder(read_header(last)))
             else:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
-            composition = Composition(start.encoder, self.config.objectives, identities=self.batches.identities)
+            batches = TrainingBatches(self.manifest, self.config, start.encoder.tokenizer, workers=self.workers)
+            composition = Composition(start.encoder, self.config.objectives, identities=batches.identities)
         for name, remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
             self.listener.on_warning(remark, objective=name)
-        return composition.to(self.device)
+        return batches, composition.to(self.device)
 
     def _judge(self) -> EvaluationData | None:
         if self.selected_on == "last":

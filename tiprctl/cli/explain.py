@@ -45,7 +45,7 @@ def explain(
     _check_output(output, image)
     restorer = _load_restorer(run, device)
     render.note(f"Model: {restorer.description}")
-    warn_of_long(texts)
+    warn_of_long(texts, restorer.encoder.tokenizer)
 
     from tiprctl.canvas import save_png
     from tiprctl.explanation.picture import draw_explanation

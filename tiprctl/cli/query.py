@@ -66,7 +66,7 @@ def query(
         check_sheet(sheet, len(sentences) * min(top, len(listing.images)))
     embedder = _load_embedder(model, device)
     render.note(f"Model: {embedder.description}")
-    warn_of_long(sentences)
+    warn_of_long(sentences, embedder.tokenizer)
     if rerank is not None:
         _check_reranks(embedder)
     embedded = _read_gallery(listing, embedder)

@@ -9,13 +9,11 @@ from tiprctl.cli import render
 
 if TYPE_CHECKING:
     from tiprctl.reranking import Reranking
+    from tiprctl.tokenizer import Tokenizer
 
 
-def warn_of_long(sentences: Sequence[str]) -> None:
+def warn_of_long(sentences: Sequence[str], tokenizer: Tokenizer) -> None:
     """Warn of sentences that the text tower will not see whole."""
-    from tiprctl.tokenizer import default_tokenizer
-
-    tokenizer = default_tokenizer()
     room = tokenizer.context_length - 2
     for sentence in sentences:
         tokens = len(tokenizer.encode(sentence))

@@ -64,6 +64,12 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="Where the weights start: openai, another open_clip tag, a run, a file, or none.")
     ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="What reads the captions: clip, bert, or bert:FOLDER, bert:NAME.", show_default="the recipe's own"
+        ),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the data; 0.5 is half of one.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
     lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
@@ -96,6 +102,7 @@ def train(
     """
     values = {
         "model.name": model,
+        "model.text_encoder": text_encoder,
         "epochs": epochs,
         "batch_size": batch_size,
         "optim.lr": lr,

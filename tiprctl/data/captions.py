@@ -15,9 +15,10 @@ from tiprctl.data.manifest import Manifest
 from tiprctl.data.phrases import noun_phrases, prompt
 from tiprctl.data.pruning import read_origin, read_pruned
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
+from tiprctl.errors import UsageError
 from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
-from tiprctl.tokenizer import Tokenizer, clean
+from tiprctl.tokenizer import Tokenizer, clean, row_lengths
 
 
 class TrainingCaptions:
@@ -27,12 +28,19 @@ class TrainingCaptions:
     to prune, to mask nouns and adjectives otherwise than the rest, and to find phrases.
 
     Raises:
+        UsageError: captions are to be masked, and the tokenizer is not CLIP's.
         InputError: the pruned file is needed and missing, damaged, or made from another manifest.
     """
 
     def __init__(self, manifest: Manifest, config: CaptionConfig, tokenizer: Tokenizer):
         self.config = config
         self.vocab_size = tokenizer.vocab_size
+        if (config.mask_content or config.mask_other) and not tokenizer.maskable:
+            raise UsageError(
+                "Captions can be masked in the vocabulary of CLIP only",
+                where="captions.mask_content, captions.mask_other",
+                remedy="Set both to 0, or train with --text-encoder clip.",
+            )
         forms = [manifest.split("train").captions]
         by_class = _by_class(config)
         pruned = read_pruned(manifest) if _needs_pruned(config) else None
@@ -40,7 +48,7 @@ class TrainingCaptions:
             forms.append(pruned.pruned)
         token_ids = tokenizer([caption for form in forms for caption in form])
         self.token_ids = torch.from_numpy(token_ids).unflatten(0, (len(forms), -1))
-        self.ends = torch.from_numpy(token_ids.argmax(axis=1) + 1).unflatten(0, (len(forms), -1))
+        self.ends = torch.from_numpy(row_lengths(token_ids)).unflatten(0, (len(forms), -1))
         self.content = None
         if by_class:
             classes = [pruned.classes, [kept_classes(each) for each in pruned.classes]]

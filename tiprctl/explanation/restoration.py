@@ -25,7 +25,7 @@ from tiprctl.objectives.composition import build_objective
 from tiprctl.objectives.tir import TextGuidedRestoration
 from tiprctl.pixels import denormalise, normalise
 from tiprctl.sources import find_source
-from tiprctl.tokenizer import Tokenizer, clean, default_tokenizer
+from tiprctl.tokenizer import Tokenizer, clean
 
 TIR = TextGuidedRestoration.name
 
@@ -109,12 +109,12 @@ class Restorer:
                 )
                 for text, prediction in zip(texts, predictions)
             ),
-            words=_word_maps(texts[0], attention.cpu().numpy()),
+            words=_word_maps(texts[0], attention.cpu().numpy(), self.encoder.tokenizer),
         )
 
     def _encode(self, pixels: Tensor, text: str, seed: int) -> Encodings:
         """One image with one text at a time, so that the same seed hides the same patches for each text."""
-        token_ids = torch.from_numpy(default_tokenizer()(text)).to(self.device)
+        token_ids = torch.from_numpy(self.encoder.tokenizer(text)).to(self.device)
         batch = Batch(pixels=pixels, token_ids=token_ids, pids=token_ids.new_zeros(1))
         return encode(self.encoder, batch, self.tir.needs(), torch.Generator().manual_seed(seed))
 
@@ -162,10 +162,10 @@ def word_tokens(text: str, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
     return [(span.group().strip(".,;:!?\"'()"), taken) for span, taken in zip(spans, places) if taken]
 
 
-def _word_maps(text: str, attention: np.ndarray) -> tuple[WordMap, ...]:
+def _word_maps(text: str, attention: np.ndarray, tokenizer: Tokenizer) -> tuple[WordMap, ...]:
     """The maps of the words of `text` from what each patch looks at, (rows, columns, L), which sums to 1 over L."""
     maps = []
-    for word, places in word_tokens(text, default_tokenizer()):
+    for word, places in word_tokens(text, tokenizer):
         weights = attention[..., places].sum(axis=-1)
         maps.append(WordMap(word, weights / weights.sum(), float(weights.mean())))
     return tuple(maps)

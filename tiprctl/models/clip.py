@@ -32,6 +32,8 @@ class ClipConfig:
         image_size: height and width in pixels.
         stride: pixels between neighbouring patches; smaller than `patch_size` they overlap.
         quick_gelu: `x * sigmoid(1.702 x)` as in OpenAI's weights, else the exact GELU.
+        text_tower: False for the image tower alone, without its projection: its tokens are `vision_width` wide, and
+            what is said of texts means nothing.
 
     Raises:
         UsageError: sizes that do not go together.
@@ -50,10 +52,12 @@ class ClipConfig:
     context_length: int = 77
     vocab_size: int = 49408
     quick_gelu: bool = True
+    text_tower: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "image_size", tuple(self.image_size))
-        sizes = [getattr(self, field.name) for field in fields(self) if field.name not in ("image_size", "quick_gelu")]
+        others = ("image_size", "quick_gelu", "text_tower")
+        sizes = [getattr(self, field.name) for field in fields(self) if field.name not in others]
         if len(self.image_size) != 2 or min(*self.image_size, *sizes) < 1:
             raise UsageError(f"The sizes of a CLIP are positive numbers, unlike in {self}")
         if self.stride > self.patch_size:
@@ -78,6 +82,10 @@ class ClipConfig:
     def with_input(self, image_size: tuple[int, int] | None, stride: int | None) -> ClipConfig:
         """The same sizes for other images, in pixels; None keeps what there is."""
         return replace(self, image_size=image_size or self.image_size, stride=stride or self.stride)
+
+    def image_alone(self) -> ClipConfig:
+        """The same image tower, without its projection and without a text tower."""
+        return replace(self, embed_dim=self.vision_width, text_tower=False)
 
     def to_dict(self) -> dict:
         """The sizes as JSON can hold them."""
@@ -267,7 +275,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The image tower: patches, positions, blocks, projection."""
+    """The image tower: patches, positions, blocks, and beside a text tower of CLIP a projection."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -282,7 +290,7 @@ class VisionTransformer(nn.Module):
             width, config.vision_layers, config.vision_heads, quick_gelu=config.quick_gelu, causal=False
         )
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(torch.zeros(width, config.embed_dim))
+        self.proj = nn.Parameter(torch.zeros(width, config.embed_dim)) if config.text_tower else None
 
     def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """See `Clip.encode_image`."""
@@ -306,7 +314,8 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(torch.cat([class_token, patches], dim=1))
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.ln_post(x) @ self.proj
+        x = self.ln_post(x)
+        return x if self.proj is None else x @ self.proj
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -318,18 +327,24 @@ class VisionTransformer(nn.Module):
         self.class_embedding.normal_(std=width**-0.5, generator=generator)
         self.positional_embedding.copy_(_image_positions(self.grid, width))
         self.transformer.initialise(generator)
-        self.proj.normal_(std=width**-0.5, generator=generator)
+        if self.proj is not None:
+            self.proj.normal_(std=width**-0.5, generator=generator)
         for norm in (self.ln_pre, self.ln_post):
             norm.reset_parameters()
 
 
 class Clip(nn.Module):
-    """The dual encoder of CLIP. Its weights mean something after `initialise` or once a state dict is loaded."""
+    """The dual encoder of CLIP. Its weights mean something after `initialise` or once a state dict is loaded.
+
+    Where `config.text_tower` is False it has the image tower alone, and reads no text.
+    """
 
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.config = config
         self.visual = VisionTransformer(config)
+        if not config.text_tower:
+            return
         self.token_embedding = nn.Embedding(config.vocab_size, config.text_width)
         self.positional_embedding = nn.Parameter(torch.zeros(config.context_length, config.text_width))
         self.transformer = Transformer(
@@ -337,6 +352,16 @@ class Clip(nn.Module):
         )
         self.ln_final = LayerNorm(config.text_width)
         self.text_projection = nn.Parameter(torch.zeros(config.text_width, config.embed_dim))
+
+    def image_alone(self) -> Clip:
+        """The image tower alone, with the same weights and without its projection, for a text tower of another kind."""
+        if not self.config.text_tower:
+            return self
+        with torch.device("meta"):
+            alone = Clip(self.config.image_alone())
+        tensors = self.state_dict()
+        alone.load_state_dict({name: tensors[name] for name in alone.state_dict()}, assign=True)
+        return alone
 
     def encode_image(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Normalised images `(B, 3, H, W)` to tokens `(B, 1 + N, D)`: the global one, then the patches row by row.
@@ -387,8 +412,10 @@ class Clip(nn.Module):
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw random weights from `generator`: OpenAI's scheme, but small sine-cosine tables as first positions."""
-        width = self.config.text_width
         self.visual.initialise(generator)
+        if not self.config.text_tower:
+            return
+        width = self.config.text_width
         self.token_embedding.weight.normal_(std=0.02, generator=generator)
         self.positional_embedding.copy_(_scaled(_sine_cosine(torch.arange(self.config.context_length), width)))
         self.transformer.initialise(generator)

@@ -17,7 +17,7 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.tokens import Tokens
 from tiprctl.pixels import normalise
 from tiprctl.precision import amp_dtype, autocast
-from tiprctl.tokenizer import default_tokenizer
+from tiprctl.tokenizer import Tokenizer, row_lengths
 
 TEXT_BATCH = 256
 
@@ -70,6 +70,11 @@ class Embedder:
         return self.origin.description
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes the token ids that it reads."""
+        return self.encoder.tokenizer
+
+    @property
     def fingerprint(self) -> str:
         """The key of caches of its vectors: the weights and the precision they are used with."""
         return f"{self.origin.fingerprint}-{str(self.dtype or torch.float32).removeprefix('torch.')}"
@@ -80,7 +85,7 @@ class Embedder:
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Sentences to float32 `(B, width)`, rows of unit length."""
-        return self.text_features(torch.from_numpy(default_tokenizer()(texts))).cpu().numpy()
+        return self.text_features(torch.from_numpy(self.tokenizer(texts))).cpu().numpy()
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` uint8 to unit features `(B, width)` on the embedder's device."""
@@ -119,7 +124,7 @@ def over_captions(
 
     They are encoded in batches of like length, each cut to its longest; `on_items` is told how many more are done.
     """
-    lengths = token_ids.argmax(dim=1) + 1
+    lengths = row_lengths(token_ids)
     order = lengths.argsort(stable=True)
     parts = []
     for rows in order.split(TEXT_BATCH):

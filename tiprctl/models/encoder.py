@@ -1,4 +1,4 @@
-"""The dual encoder: a CLIP with a head, all that inference needs."""
+"""The dual encoder: a CLIP, or its image tower and a BERT, with a head; all that inference needs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tiprctl.errors import UsageError
+from tiprctl.models.bert import Bert
 from tiprctl.models.clip import Clip, caption_mask, word_mask
 from tiprctl.models.heads import build_head
 from tiprctl.models.tokens import Tokens
+from tiprctl.tokenizer import Tokenizer, default_tokenizer
 
 
 class DualEncoder(nn.Module):
     """Images and captions to features of one space, compared by cosine.
 
+    Where `bert` is given it reads the captions, and of `clip` the image tower alone is kept, without its projection.
+
     Raises:
-        UsageError: there is no such head, or its options are wrong.
+        UsageError: there is no such head, its options are wrong, or the towers' widths differ.
     """
 
-    def __init__(self, clip: Clip, head: str = "global", head_options: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        clip: Clip,
+        head: str = "global",
+        head_options: Mapping[str, Any] | None = None,
+        *,
+        bert: Bert | None = None,
+    ):
         super().__init__()
-        self.clip = clip
-        self.head = build_head(head, head_options or {}, clip.config.embed_dim)
+        self.clip = clip if bert is None else _beside(bert, clip)
+        self.bert = bert
+        self.head = build_head(head, head_options or {}, self.clip.config.embed_dim)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes the token ids that the text tower reads."""
+        return default_tokenizer() if self.bert is None else self.bert.tokenizer
+
+    @property
+    def towers(self) -> tuple[nn.Module, ...]:
+        """The modules that make tokens; the head is none of them."""
+        return (self.clip,) if self.bert is None else (self.clip, self.bert)
 
     def see(self, pixels: Tensor) -> Tokens:
         """The tokens of normalised images `(B, 3, H, W)`: the global one first, then the patches."""
@@ -34,7 +57,12 @@ class DualEncoder(nn.Module):
         return Tokens(values, place, attention=attention)
 
     def read(self, token_ids: Tensor) -> Tokens:
-        """The tokens of captions `(B, L)`: the global one is the end token, which has the largest id."""
+        """The tokens of captions `(B, L)`.
+
+        With CLIP the global one is the end token, which has the largest id; with BERT it is the first.
+        """
+        if self.bert is not None:
+            return self.bert.read(token_ids, attention=self.head.needs_attention)
         attention = None
         if self.head.needs_attention:
             values, attention = self.clip.attend_text(token_ids)
@@ -56,3 +84,14 @@ class DualEncoder(nn.Module):
     def text_features(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to features `(B, F)`, not normalised."""
         return self.head.text(self.read(token_ids)).vector
+
+
+def _beside(bert: Bert, clip: Clip) -> Clip:
+    """The image tower of `clip`, whose tokens must be as wide as those of `bert`: nothing projects either."""
+    if clip.config.vision_width != bert.width:
+        raise UsageError(
+            f"BERT's tokens are {bert.width} wide, the image tower's {clip.config.vision_width}, and nothing projects them",
+            where="--text-encoder",
+            remedy="Choose towers of one width: bert-base-uncased (768) goes with --model ViT-B-16 or ViT-B-32.",
+        )
+    return clip.image_alone()

@@ -76,15 +76,19 @@ def _cached_download(entry: dict[str, Any]) -> Path | None:
 
 
 def _reachable(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry, once its host answers: the hub itself would try for a minute, with a warning each time.
-
-    Raises:
-        OSError: the host does not answer.
-    """
+    """The entry, once its host answers; raises as `await_host`."""
     from huggingface_hub.constants import ENDPOINT
 
-    address = ENDPOINT if entry.get("hf_hub") else entry["url"]
+    await_host(ENDPOINT if entry.get("hf_hub") else entry["url"])
+    return entry
+
+
+def await_host(address: str) -> None:
+    """Return once the host answers: the hub itself would try for a minute, with a warning each time.
+
+    Raises:
+        OSError: it does not answer in time.
+    """
     # Any answer will do, even a refusal.
     with suppress(HTTPError), urlopen(Request(address, method="HEAD"), timeout=NETWORK_TIMEOUT):
         pass
-    return entry

@@ -139,9 +139,14 @@ def _core(sizes: ClipConfig) -> ClipConfig:
     return replace(sizes, image_size=(patch, patch), stride=patch, quick_gelu=True, vision_heads=1, text_heads=1)
 
 
+def _alike(known: ClipConfig, sizes: ClipConfig) -> ClipConfig:
+    """The known sizes, of the image tower alone where `sizes` has no other."""
+    return known if sizes.text_tower else known.image_alone()
+
+
 def size_name(sizes: ClipConfig) -> str | None:
     """The name of these sizes in `SIZES`, whatever the input and the GELU; None where they have none."""
-    return next((name for name, known in SIZES.items() if _core(known) == _core(sizes)), None)
+    return next((name for name, known in SIZES.items() if _core(_alike(known, sizes)) == _core(sizes)), None)
 
 
 def check_size(model_name: str, sizes: ClipConfig, path: Path) -> None:
@@ -150,7 +155,7 @@ def check_size(model_name: str, sizes: ClipConfig, path: Path) -> None:
     Raises:
         UsageError: there is no such name. InputError: names both.
     """
-    if _core(named_size(model_name)) != _core(sizes):
+    if _core(_alike(named_size(model_name), sizes)) != _core(sizes):
         raise InputError(
             f"The checkpoint holds {size_name(sizes) or 'a size without a name'}, not {model_name}",
             where=path,

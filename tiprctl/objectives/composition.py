@@ -38,9 +38,9 @@ class Composition(nn.Module):
     """A method: an encoder and its weighted objectives, each active in its share of the training.
 
     Raises:
-        UsageError: an objective is unknown, its options are wrong, it needs another head, two that are active together
-            want different masks of the same kind or share a loss on different conditions, or a stretch of the training
-            has none.
+        UsageError: an objective is unknown, its options are wrong, it needs another head or text tower, two that are
+            active together want different masks of the same kind or share a loss on different conditions, or a stretch
+            of the training has none.
     """
 
     def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
@@ -58,13 +58,22 @@ class Composition(nn.Module):
 
     def _check(self, progress: float) -> None:
         """Refuse what could not be trained at `progress`: clashing objectives, or nothing to learn from."""
-        self.needs(progress)
+        self._check_needs(self.needs(progress))
         self.terms(progress)
         if not self.active(progress):
             raise UsageError(
                 f"No objective is active after {progress:.0%} of the training",
                 where="objectives",
                 remedy="Let one of them start there, or stop later.",
+            )
+
+    def _check_needs(self, needs: Needs) -> None:
+        """Refuse views of the captions that are made in CLIP's vocabulary or context, where BERT reads them."""
+        if self.encoder.bert is not None and (needs.masked_text or needs.padded_text):
+            raise UsageError(
+                "Masked words (mlm) and attended padding (attend_padding) are for CLIP's text tower only",
+                where="objectives",
+                remedy="Train without them, or with --text-encoder clip.",
             )
 
     def needs(self, progress: float) -> Needs:
