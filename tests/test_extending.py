@@ -138,8 +138,10 @@ def test_plain_tiprctl_does_not_know_the_head_of_such_a_run(station, capsys):
     prepare, train, _ = commands()
     python(*prepare, capsys=capsys)
     python(*train, *shlex.split(MINIATURE), "--epochs", "1", capsys=capsys)
-    message = run("eval", "runs/latest", exit_code=2).stderr
-    assert "no head named 'pooled'" in message
+    message = run("eval", "runs/latest", exit_code=3).stderr
+    assert "the head pooled" in message
+    assert BEST in message
+    assert "docs/extending.md" in message
 
 
 def test_the_table_of_the_page_is_a_recipe(station, capsys):
