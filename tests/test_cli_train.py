@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from console import run
 
+from tiprctl.checkpoint import load_encoder
 from tiprctl.data.manifest import Manifest, write_manifest
 
 MINIATURE = ["--model", "tiny", "--pretrained", "none", "--recipe", "synth", "--epochs", "1", "--batch-size", "4"]
@@ -39,6 +40,28 @@ def test_train_shows_a_row_an_epoch_with_its_objectives(home):
     assert (first[0], second[0]) == ("1/2", "2/2")
     assert float(first[1]) > 0
     assert 0 <= float(first[6]) <= 100
+
+
+def test_objectives_that_are_added_bring_their_head_and_the_features_its_width(home):
+    run("train", *MINIATURE, "--aux", "mgf,cfr,fcd", "--set", "parts.image_ratio=0.25", "--output", "runs/a")
+    config = json.loads(Path("runs/a/run.json").read_text())["config"]
+    assert (config["model"]["head"], config["model"]["head_options"]["image_ratio"]) == ("parts", 0.25)
+    assert {"mgf": 1.0, "cfr": 10.0, "fcd": 10.0}.items() <= {
+        each["name"]: each["weight"] for each in config["objectives"]
+    }.items()
+    encoder, _ = load_encoder(Path("runs/a/best.safetensors"))
+    assert encoder.head.width == 3 * encoder.clip.config.embed_dim
+    assert json.loads(run("eval", "runs/a", "--json").stdout)["results"][0]["queries"] == 8
+
+
+def test_a_checkpoint_without_a_head_of_its_own_starts_one_with_and_not_the_other_way_round(home):
+    run("train", *MINIATURE, "--output", "runs/a")
+    second = ["--recipe", "synth", "--epochs", "1", "--batch-size", "4", "--losses", "itc"]
+    result = run("train", *second, "--aux", "cfr", "--pretrained", "runs/a", "--output", "runs/b")
+    assert "warning" not in result.stderr
+    stderr = run("train", *second, "--pretrained", "runs/b", exit_code=3).stderr
+    assert "has the head parts, not global" in " ".join(stderr.split())
+    assert "runs/b/best.safetensors" in stderr
 
 
 def test_tensorboard_gets_the_figures_where_it_is_installed(home, monkeypatch):
@@ -93,6 +116,7 @@ def test_no_data_set_says_how_to_make_one(tmp_path, monkeypatch):
         (["--set", "optim.lrr=1"], "Did you mean lr?"),
         (["--aux", "triplett"], "Did you mean triplet?"),
         (["--losses", "sdm,sdm"], "named twice"),
+        (["--aux", "cfr,scvd"], "cfr needs the head parts, and scvd the head division"),
         (["--model", "tinny", "--pretrained", "none", "--batch-size", "4"], "Did you mean tiny?"),
         (["--batch-size", "400"], "at most 16"),
         (["--lr", "-1"], "optim.lr"),
