@@ -16,6 +16,7 @@ from torch import Tensor
 from tiprctl.config import to_dict
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
+from tiprctl.models.bert import Bert
 from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads import HEADS
@@ -97,12 +98,20 @@ def _damaged_header(file: Path) -> InputError:
 def encoder_header(encoder: DualEncoder) -> dict[str, Any]:
     """What a checkpoint's header must say for `load_encoder` to rebuild the encoder."""
     head = encoder.head
-    return {"clip": encoder.clip.config.to_dict(), "head": head.name, "head_options": to_dict(head.config)}
+    header = {"clip": encoder.clip.config.to_dict(), "head": head.name, "head_options": to_dict(head.config)}
+    return header if encoder.bert is None else header | {"bert": encoder.bert.header()}
 
 
 def empty_encoder(header: Mapping[str, Any]) -> DualEncoder:
-    """The encoder that a checkpoint's header describes, before its weights are loaded."""
-    return DualEncoder(Clip(ClipConfig.from_dict(header["clip"])), header["head"], header.get("head_options"))
+    """The encoder that a checkpoint's header describes, before its weights are loaded.
+
+    Raises:
+        UsageError: it has a BERT, and the extra `bert` is not installed.
+    """
+    bert = Bert.from_header(header["bert"]) if "bert" in header else None
+    return DualEncoder(
+        Clip(ClipConfig.from_dict(header["clip"])), header["head"], header.get("head_options"), bert=bert
+    )
 
 
 def load_encoder(file: Path) -> tuple[DualEncoder, dict[str, Any]]:
