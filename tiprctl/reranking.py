@@ -6,6 +6,7 @@ the first K images of each caption alone, and only these change places.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,14 +24,15 @@ from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
-from tiprctl.tokenizer import default_tokenizer
 
 DEFAULT_TAGGER = "hanta"
 """What tags captions for a model that does not tell who tagged those that it learnt."""
 IMAGE_BATCH = 64
-PAIR_BATCH = 256
-"""Pairs scored at a time: each takes the patch tokens of its image (0.4 MB at 384x128 in float32), and what comes of
-them."""
+ROW_BATCH = 64
+"""Rows of pairs scored at a time: each takes the patch tokens of its image once, 0.4 MB at 384x128 in float32."""
+ROW_LENGTH = 32
+"""Pairs in a row at most, all of one image: the more, the fewer times its patches are read, up to the image's last row,
+which is filled up."""
 TAGGED_AT_ONCE = 64
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -126,7 +128,7 @@ def rerank(
     started = time.perf_counter()
     check_reranks(embedder.encoder.head.name, embedder.origin.tagger, model=embedder.description)
     described = _describe(embedder, captions, progress)
-    with progress("Re-ranking", first.numel(), "pairs") as advance:
+    with progress("Re-ranking", len(first.unique()), "images") as advance:
         scores = _pair_scores(embedder, described, images, first, advance)
     if scores.isnan().any():
         raise InputError(
@@ -153,8 +155,8 @@ def _describe(embedder: Embedder, captions: Sequence[str], progress: Progress) -
             some = captions[start : start + TAGGED_AT_ONCE]
             texts += [[prompt(phrase) for phrase in phrases] for phrases in phrases_of(some, tagger, limit)]
             advance(len(some))
-    prompts = Prompts.of(texts, default_tokenizer(), limit=limit)
-    token_ids = torch.from_numpy(default_tokenizer()(captions))
+    prompts = Prompts.of(texts, embedder.tokenizer, limit=limit)
+    token_ids = torch.from_numpy(embedder.tokenizer(captions))
     with progress("Encoding", len(token_ids) + len(prompts.token_ids), "sentences") as advance:
         text, distinct = (
             over_captions(lambda ids: embedder.read(ids).whole, each, advance)
@@ -168,25 +170,42 @@ def _pair_scores(
 ) -> Tensor:
     """The head's scores of each caption with its `first` (Q, K) images, (Q, K) float32 on the CPU."""
     chosen, place = first.flatten().unique(return_inverse=True)
-    pairs_of_batch = place.argsort().split((place // IMAGE_BATCH).bincount().tolist())
+    rows = _rows(place)
+    rows_of_batch = rows.split((place[rows[:, 0]] // IMAGE_BATCH).bincount().tolist())
     batches = images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)])
     scores = torch.empty(first.numel())
-    for start, pixels, pairs in zip(range(0, len(chosen), IMAGE_BATCH), batches, pairs_of_batch):
+    for start, pixels, all_rows in zip(range(0, len(chosen), IMAGE_BATCH), batches, rows_of_batch):
         seen = embedder.see(pixels)
-        for some in pairs.split(PAIR_BATCH):
-            scores[some] = _score(embedder, seen, place[some] - start, described, some // first.shape[1]).cpu()
-            advance(len(some))
+        for some in all_rows.split(ROW_BATCH):
+            scores[some] = _score(embedder, seen, place[some[:, 0]] - start, described, some // first.shape[1]).cpu()
+        advance(len(pixels))
     return scores.view(first.shape)
 
 
+def _rows(place: Tensor) -> Tensor:
+    """The numbers of pairs in rows `(R, S)`, each of one image; a row that has fewer than S repeats its first.
+
+    `place` (P,) is the number of each pair's image, from 0 without gaps. The rows go by it.
+    """
+    counts = place.bincount()
+    length = min(ROW_LENGTH, math.ceil(len(place) / len(counts)))
+    order = place.argsort(stable=True)
+    within = torch.arange(len(place)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    begins = within % length == 0
+    rows = order[begins, None].repeat(1, length)
+    rows[begins.cumsum(0) - 1, within % length] = order
+    return rows
+
+
 def _score(embedder: Embedder, seen: Tokens, images: Tensor, described: _Described, captions: Tensor) -> Tensor:
-    """The head's scores `(P,)` of pairs: the numbers `images` (P,) among those `seen`, and of their `captions` (P,)."""
-    images, captions = images.to(embedder.device), captions.to(embedder.device)
+    """The head's scores `(R, S)`: each image, by its number `images` (R,) among those `seen`, with its `captions`."""
+    images, pairs = images.to(embedder.device), captions.flatten().to(embedder.device)
     with embedder.inference():
-        return embedder.encoder.head.pair_scores(
-            seen.whole[images],
+        scores = embedder.encoder.head.pair_scores(
+            seen.whole[images].repeat_interleave(captions.shape[1], dim=0),
             seen.values[images, 1:],
-            described.text[captions],
-            described.prompts[described.index[captions]],
-            described.found[captions],
+            described.text[pairs],
+            described.prompts[described.index[pairs]],
+            described.found[pairs],
         )
+    return scores.view(captions.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -206,7 +207,7 @@ class Trainer:
         """One descent on one batch."""
         generator = step_generator(self.config.seed, self.progress.epoch, self.progress.step, purpose=1)
         try:
-            with autocast(self.device, self.dtype):
+            with autocast(self.device, self.dtype), _dropout_from(generator, self.device):
                 losses = self.composition(batch, self._steps_done() / self.steps, generator)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(losses.total).backward()
@@ -355,6 +356,14 @@ class Trainer:
                 remedy=f"Train anew, or prune them as they were: tiprctl augment {self.manifest.root} "
                 f"--tagger {known['tagger']}",
             )
+
+
+@contextmanager
+def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Within the block torch's global generators, which dropout draws from (BERT's), start from that generator's seed."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator.initial_seed())
+        yield
 
 
 def whole_steps(epochs: float, steps: int) -> int:

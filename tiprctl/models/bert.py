@@ -99,7 +99,7 @@ class Bert(nn.Module):
     """A BERT that reads captions of at most 100 tokens; the global token is [CLS], the first one.
 
     Its weights mean something once a state dict is loaded. It has no pooler: CFine takes [CLS] as the last layer leaves
-    it. Between training steps it draws its dropout from torch's global generators.
+    it. In training it draws dropout from torch's global generators.
 
     Raises:
         UsageError: the extra `bert` is not installed. InputError: the vocabulary does not go with the sizes.
