@@ -45,7 +45,8 @@ def correspondences(
     """For each patch the mean of the words of its pair that match it best, for each word that of the patches.
 
     A pair's cosines become shares by a softmax over the words, and the `best` largest are taken, or as many as there
-    are: for a patch of its own shares, for a word of those that all patches give it. Which they are has no gradient.
+    are: for a patch of its own shares, for a word of those that all patches give it. A word without another has an
+    equal share of every patch; there the cosines decide. Which are taken has no gradient.
 
     Args:
         patches: (B, N, D) local tokens of the images; `has_patch` (B, N), True for those that count.
@@ -59,6 +60,8 @@ def correspondences(
     with torch.autocast(patches.device.type, enabled=False):
         cosines = F.normalize(patches, dim=2) @ F.normalize(words, dim=2).transpose(1, 2)
         shares = cosines.masked_fill(~has_word[:, None], float("-inf")).softmax(dim=2)
+        alone = has_word.sum(dim=1) == 1
+        shares = torch.where(alone[:, None, None], cosines, shares)
         return _best(shares, has_word, best) @ words, _best(shares.transpose(1, 2), has_patch, best) @ patches
 
 
@@ -82,6 +85,6 @@ def placewise(left: Tensor, has_left: Tensor, right: Tensor, has_right: Tensor) 
 @torch.no_grad()
 def _best(shares: Tensor, found: Tensor, count: int) -> Tensor:
     """Weights `(B, N, M)` that average, for each of N, the `count` of M with the largest shares among those `found`."""
-    top = shares.masked_fill(~found[:, None], -1).topk(min(count, shares.shape[2]), dim=2).indices
+    top = shares.masked_fill(~found[:, None], float("-inf")).topk(min(count, shares.shape[2]), dim=2).indices
     chosen = torch.zeros_like(shares).scatter(2, top, 1) * found[:, None]
     return chosen / chosen.sum(dim=2, keepdim=True).clamp(min=1)
