@@ -20,7 +20,7 @@ from tiprctl.models.heads.salient_parts import PartsConfig, SalientParts
 from tiprctl.models.tokens import Tokens
 from tiprctl.objectives.base import Role
 from tiprctl.objectives.cfr import CfrConfig, CrossGrainedRefinement, cross_grained
-from tiprctl.objectives.composition import Composition
+from tiprctl.objectives.composition import Composition, loss_names
 from tiprctl.objectives.fcd import CorrespondenceDiscovery, FcdConfig, correspondences, placewise
 from tiprctl.objectives.mgf import MgfConfig, MultiGrainedFeatures
 from tiprctl.objectives.ranked import picked, rank
@@ -411,6 +411,11 @@ def test_one_ranking_has_one_weight_and_one_margin(second):
         compose(ObjectiveConfig(name="cfr"), second)
     apart = compose(ObjectiveConfig(name="cfr", stop=0.5), replace(second, start=0.5))
     assert [set(apart(tiny.batch(), at, generator()).parts) for at in (0.0, 0.5)] == [{"cfr"}, {"fcd"}]
+
+
+def test_a_training_names_the_losses_that_it_logs():
+    contrast, cfr, fcd = ObjectiveConfig(name="itc", stop=0.5), CFINE[1], replace(CFINE[2], start=0.7)
+    assert loss_names([contrast, cfr, replace(CFINE[0], start=0.5), fcd]) == ["itc", "cfr", "mgf", "cfr+fcd"]
 
 
 @pytest.mark.parametrize("name", ["mgf", "cfr", "fcd"])

@@ -27,10 +27,12 @@ class TrainingView(Listener):
         render.warning(text)
 
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
+        from tiprctl.objectives.composition import loss_names
+
         self.advance = self.stack.enter_context(render.progress("Training", steps, "steps", done))
         self.board = self.stack.enter_context(_board(folder)) if find_spec("tensorboard") else None
         self.epochs = epochs
-        self.objectives = [objective.name for objective in config.objectives]
+        self.losses = loss_names(config.objectives)
         self.header_shown = False
 
     def on_step(self, samples: int) -> None:
@@ -38,7 +40,7 @@ class TrainingView(Listener):
 
     def on_epoch(self, record: EpochRecord) -> None:
         figures = _figures(record)
-        losses = {name: figures.get(name, "") for name in self.objectives}
+        losses = {name: figures.get(name, "") for name in self.losses}
         row = {"epoch": f"{record.epoch}/{self.epochs}", **losses, **figures, "": "best" if record.best else ""}
         if not self.header_shown:
             render.row(row)

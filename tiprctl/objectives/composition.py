@@ -49,12 +49,12 @@ class Composition(nn.Module):
         self.configs = tuple(configs)
         spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities, encoder.head.name)
         self.objectives = nn.ModuleDict({config.name: build_objective(config, spec) for config in self.configs})
-        for boundary in {0.0, *(edge for config in configs for edge in (config.start, config.stop) if edge < 1)}:
+        for boundary in _boundaries(self.configs):
             self._check(boundary)
 
     def active(self, progress: float) -> list[ObjectiveConfig]:
         """The objectives that take part at `progress`, the share of all steps that is done."""
-        return [config for config in self.configs if config.start <= progress < config.stop]
+        return _active(self.configs, progress)
 
     def _check(self, progress: float) -> None:
         """Refuse what could not be trained at `progress`: clashing objectives, or nothing to learn from."""
@@ -86,26 +86,21 @@ class Composition(nn.Module):
         Raises:
             UsageError: those have different weights or margins.
         """
-        terms, ranked = [], []
-        for config in self.active(progress):
-            objective = self.objectives[config.name]
-            if isinstance(objective, RankedSimilarity):
-                ranked.append(config)
-            else:
-                terms.append(Term(config.name, config.weight, objective))
-        return [*terms, self._ranking(ranked)] if ranked else terms
+        return [self._term(configs) for configs in _sharing(self.active(progress))]
 
-    def _ranking(self, configs: Sequence[ObjectiveConfig]) -> Term:
-        """The loss of the similarities that are ranked together."""
-        name, objectives = "+".join(config.name for config in configs), [self.objectives[c.name] for c in configs]
-        conditions = {(config.weight, objective.config.margin) for config, objective in zip(configs, objectives)}
-        if len(conditions) > 1:
+    def _term(self, configs: Sequence[ObjectiveConfig]) -> Term:
+        """The loss of an objective, or of those that share one."""
+        name, objectives = _joined(configs), [self.objectives[config.name] for config in configs]
+        weight, *other_weights = {config.weight for config in configs}
+        if len(objectives) == 1:
+            return Term(name, weight, objectives[0])
+        if other_weights or len({objective.config.margin for objective in objectives}) > 1:
             raise UsageError(
                 f"The objectives {name} rank one sum of similarities, and cannot have different weights or margins",
                 where="objectives",
                 remedy="Give them the same weight and the same margin, or train with one of them at a time.",
             )
-        return Term(name, configs[0].weight, partial(rank, objectives))
+        return Term(name, weight, partial(rank, objectives))
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -135,3 +130,28 @@ def build_objective(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:
     """
     kind = find_objective(config.name)
     return kind(from_dict(kind.Config, config.options, where=f"objective {config.name}"), spec)
+
+
+def loss_names(configs: Sequence[ObjectiveConfig]) -> list[str]:
+    """The names of all losses that a training logs, as they come up; `cfr+fcd` where objectives share one."""
+    shared = (_sharing(_active(configs, boundary)) for boundary in _boundaries(configs))
+    return list(dict.fromkeys(_joined(together) for groups in shared for together in groups))
+
+
+def _boundaries(configs: Sequence[ObjectiveConfig]) -> list[float]:
+    """Where other objectives become active, as shares of the training, from its beginning on."""
+    return sorted({0.0, *(edge for config in configs for edge in (config.start, config.stop) if edge < 1)})
+
+
+def _active(configs: Sequence[ObjectiveConfig], progress: float) -> list[ObjectiveConfig]:
+    return [config for config in configs if config.start <= progress < config.stop]
+
+
+def _sharing(configs: Sequence[ObjectiveConfig]) -> list[list[ObjectiveConfig]]:
+    """The objectives by themselves, but those that rank a similarity together, at the end."""
+    ranked = [config for config in configs if issubclass(find_objective(config.name), RankedSimilarity)]
+    return [*([config] for config in configs if config not in ranked), *([ranked] if ranked else [])]
+
+
+def _joined(configs: Sequence[ObjectiveConfig]) -> str:
+    return "+".join(config.name for config in configs)
