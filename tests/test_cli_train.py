@@ -118,7 +118,7 @@ def test_no_data_set_says_how_to_make_one(tmp_path, monkeypatch):
         (["--losses", "sdm,sdm"], "named twice"),
         (["--aux", "cfr,scvd"], "cfr needs the head parts, and scvd the head division"),
         (["--model", "tinny", "--pretrained", "none", "--batch-size", "4"], "Did you mean tiny?"),
-        (["--batch-size", "400"], "at most 16"),
+        (["--model", "tiny", "--pretrained", "none", "--batch-size", "400"], "at most 16"),
         (["--lr", "-1"], "optim.lr"),
         (["--device", "tpu9"], "--device"),
         (["--resume", "runs/a", "--epochs", "3"], "keeps its own"),

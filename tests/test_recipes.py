@@ -16,7 +16,7 @@ from tiprctl.data.manifest import find_manifest
 from tiprctl.errors import UsageError
 from tiprctl.models.clip import SIZES, Clip, named_size
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.objectives import OBJECTIVES
+from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.objectives.composition import Composition
 from tiprctl.optimisation import parameter_groups
 from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows, with_objectives
@@ -234,10 +234,10 @@ def test_cfines_objectives_bring_its_head_and_leave_the_captions():
 def test_every_objective_can_be_added_by_name_alone(objective):
     config = with_objectives(RECIPES["baseline"], objective, None)
     compose(config)
-    needs_head = objective in ("mgf", "cfr", "fcd", "scvd")
-    assert (config.model == RECIPES["baseline"].model) != needs_head
-    if needs_head:
-        with pytest.raises(UsageError, match=rf"{objective} .*{config.model.head}.*global"):
+    needed = find_objective(objective).needs_head
+    assert config.model.head == (needed or "global")
+    if needed:
+        with pytest.raises(UsageError, match=f"{objective} needs the head {needed}, .* the head global"):
             compose(replace(config, model=ModelConfig()))
 
 
