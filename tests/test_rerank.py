@@ -104,27 +104,34 @@ def test_equals_a_loop_over_pairs(embedder, images, first):
 def test_works_in_batches_and_encodes_nothing_twice(embedder, images, first, monkeypatch):
     whole = rerank(embedder, CAPTIONS, images, first)
     monkeypatch.setattr(reranking, "IMAGE_BATCH", 3)
-    monkeypatch.setattr(reranking, "PAIR_BATCH", 4)
+    monkeypatch.setattr(reranking, "ROW_LENGTH", 3)
+    monkeypatch.setattr(reranking, "ROW_BATCH", 2)
     monkeypatch.setattr(reranking, "TAGGED_AT_ONCE", 2)
     scored = []
     original = VisualDivision.pair_scores
 
-    def spy(self, image, *rest):
-        scored.append(len(image))
-        return original(self, image, *rest)
+    def spy(self, image, patches, *rest):
+        scored.append((len(image), len(patches)))
+        return original(self, image, patches, *rest)
 
     monkeypatch.setattr(VisualDivision, "pair_scores", spy)
     passes = tiny.tower_passes(monkeypatch)
     done = rerank(embedder, CAPTIONS, images, first)
     assert torch.equal(done.indices, whole.indices)
     assert torch.allclose(done.scores, whole.scores, atol=1e-6)
-    assert max(scored) <= 4
-    assert sum(scored) == 30
+    assert {pairs for pairs, _ in scored} == {3, 6}
+    assert sum(rows for _, rows in scored) == sum(-(-count // 3) for count in first.flatten().bincount().tolist())
     assert [len(pixels) for pixels in passes["encode_image"]] == [3, 3, 2]
     assert torch.equal(torch.cat(passes["encode_image"]), normalise(images.kept[:8]))
     prompts = [prompt(phrase) for phrases in phrases_of(CAPTIONS, "textblob") for phrase in phrases]
     assert len(set(prompts)) < len(prompts)
     assert sum(map(len, passes["encode_text"])) == len(CAPTIONS) + len(set(prompts))
+
+
+def test_rows_hold_the_pairs_of_one_image_each():
+    place = torch.tensor([2, 0, 2, 2, 1, 0, 2, 2, 2, 0])
+    rows = reranking._rows(place)
+    assert rows.tolist() == [[1, 5, 9, 1], [4, 4, 4, 4], [0, 2, 3, 6], [7, 8, 7, 7]]
 
 
 def test_a_caption_alone_with_one_image(embedder, images):
@@ -158,7 +165,7 @@ def test_a_model_reads_as_many_phrases_as_it_learnt(embedder, images, first, mon
     assert {shape[1] for shape in shapes} == {2}
 
 
-def test_progress_counts_captions_sentences_and_pairs(embedder, images, first):
+def test_progress_counts_captions_sentences_and_images(embedder, images, first):
     counted = Counter()
     totals = {}
 
@@ -170,7 +177,7 @@ def test_progress_counts_captions_sentences_and_pairs(embedder, images, first):
     rerank(embedder, CAPTIONS, images, first, progress=progress)
     assert list(totals) == ["Tagging", "Encoding", "Re-ranking"]
     assert totals == counted
-    assert (totals["Tagging"], totals["Re-ranking"]) == (5, 30)
+    assert (totals["Tagging"], totals["Re-ranking"]) == (5, 8)
 
 
 def test_a_head_that_looks_at_no_pairs_is_named(images, first):
@@ -189,6 +196,18 @@ def test_a_tagger_that_is_not_installed_is_named(monkeypatch):
         check_reranks("division", "textblob", model="m")
     with pytest.raises(UsageError, match="HanTa is not installed"):
         check_reranks("division", None, model="m")
+
+
+@torch.no_grad()
+def test_pairs_of_one_image_share_its_patches():
+    """However many pairs are scored together, each scores as it does alone."""
+    head = division().head
+    generator = torch.Generator().manual_seed(3)
+    image, text = torch.randn(2, 6, 16, generator=generator)
+    patches, prompts = torch.randn(2, 5, 16, generator=generator), torch.randn(6, 4, 16, generator=generator)
+    found = torch.rand(6, 4, generator=generator) < 0.6
+    alone = head.pair_scores(image, patches.repeat_interleave(3, dim=0), text, prompts, found)
+    assert torch.allclose(head.pair_scores(image, patches, text, prompts, found), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])

@@ -70,8 +70,9 @@ class Head(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define its text features")
 
     def relate(self, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
-        """Patch tokens `(P, N, D)` together with captions `(P, D)` and the prompts of their phrases `(P, M, D)`.
+        """Patch tokens `(I, N, D)` together with captions `(P, D)` and the prompts of their phrases `(P, M, D)`.
 
+        P is I, or a multiple of it: then the first pairs are all of the first image, as many of the second, and so on.
         Where `found` (P, M) is False there is no phrase, and what stands in its place changes nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} does not look at pairs")

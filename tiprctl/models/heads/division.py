@@ -60,12 +60,14 @@ class VisualDivision(GlobalToken):
         return _cosine(image, related.text) + self.config.local_weight * local
 
     def localise(self, patches: Tensor, prompts: Tensor) -> Tensor:
-        """What each prompt finds among the patches `(B, N, D)`: prompts `(B, M, D)` to regions `(B, M, D)`.
+        """What each prompt finds among the patches `(I, N, D)`: prompts `(P, M, D)` to regions `(P, M, D)`.
 
         The paper's text-guided visual localisation (TVL). There is no residual: a region is made of patches alone, or
-        a prompt would be compared with itself.
+        a prompt would be compared with itself. Prompts do not see each other, so all pairs of an image look at its
+        patches together, whose keys and values are by far the most work.
         """
-        return self.ln_region(self.cross(prompts, patches))
+        of_image = prompts.reshape(len(patches), -1, prompts.shape[-1])
+        return self.ln_region(self.cross(of_image, patches)).view(prompts.shape)
 
     def focus(self, regions: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
         """How far each phrase is to be trusted, `(B, M)` float32: rows sum to 1, and to 0 without any phrase.
