@@ -97,6 +97,7 @@ def train(
     tiprctl train cuhk-pedes --recipe sen
     tiprctl train cuhk-pedes --aux tir,triplet --set triplet.margin=0.1
     tiprctl train cuhk-pedes --aux mlm --pretrained runs/latest
+    tiprctl train cuhk-pedes --recipe cfine --text-encoder bert
     tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
     tiprctl train --resume runs/synth-pedes-synth-20261121-101500
     """
