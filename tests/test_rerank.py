@@ -134,6 +134,17 @@ def test_rows_hold_the_pairs_of_one_image_each():
     assert rows.tolist() == [[1, 5, 9, 1], [4, 4, 4, 4], [0, 2, 3, 6], [7, 8, 7, 7]]
 
 
+def test_half_precision_moves_the_scores_little(embedder, images, first):
+    half = Embedder(embedder.encoder, device=CPU, amp="bf16", origin=embedder.origin)
+    exact, rounded = (
+        done.scores.gather(1, done.indices.argsort(dim=1))
+        for done in (rerank(embedder, CAPTIONS, images, first), rerank(half, CAPTIONS, images, first))
+    )
+    assert rounded.dtype == torch.float32
+    assert torch.allclose(exact, rounded, atol=0.1)
+    assert not torch.equal(exact, rounded)
+
+
 def test_a_caption_alone_with_one_image(embedder, images):
     done = rerank(embedder, CAPTIONS[:1], images, torch.tensor([[4]]))
     assert done.indices.tolist() == [[4]]

@@ -31,8 +31,7 @@ IMAGE_BATCH = 64
 ROW_BATCH = 64
 """Rows of pairs scored at a time: each takes the patch tokens of its image once, 0.4 MB at 384x128 in float32."""
 ROW_LENGTH = 32
-"""Pairs in a row at most, all of one image: the more, the fewer times its patches are read, up to the image's last row,
-which is filled up."""
+"""Pairs in a row at most, all of one image, whose patches are read once for all of them."""
 TAGGED_AT_ONCE = 64
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -103,7 +102,7 @@ def check_reranks(head: str, tagger: str | None, *, model: str) -> None:
         _ = needed.version  # is asked for since it raises
     except UsageError as error:
         raise UsageError(
-            f"{error.what}, which told the phrases of the captions that the model learnt",
+            f"{error.what}, which is to tell the phrases of the captions",
             where=model,
             remedy=f"Install it with {needed.install}, or leave --rerank out.",
         ) from error
