@@ -1,15 +1,26 @@
 """`tiprctl compare` as users meet it, on a miniature data set."""
 
 import json
+import os
+import pickle
 from functools import partial
+from mmap import mmap
+from pathlib import Path
 
 import console
 import pytest
+import tiny
+import torch
 
 from tiprctl.ablation import measuring
+from tiprctl.ablation.measuring import peak_memory, weigh
 from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
-from tiprctl.errors import UsageError
+from tiprctl.data.manifest import find_manifest
+from tiprctl.data.pruning import prune_captions
+from tiprctl.errors import TrainingError, UsageError
 from tiprctl.recipes import RECIPES, find_recipe
+from tiprctl.runs import Run
+from tiprctl.training import Trainer
 
 run = partial(console.run, "compare")
 
@@ -22,6 +33,7 @@ MINIATURE = [
 
 @pytest.fixture(autouse=True)
 def little_is_measured(monkeypatch):
+    monkeypatch.setattr(measuring, "WARM_UP", 1)
     monkeypatch.setattr(measuring, "MEASURED", 2)
     memory = iter(range(120_000_000, 10**9, 50_000_000))
     monkeypatch.setattr("tiprctl.ablation.experiment.peak_memory", lambda *_, **__: next(memory))
@@ -48,6 +60,19 @@ def test_a_table_with_differences_and_costs(home):
     assert "warning" not in result.stderr
     assert "6 of 6: seed1/steps/irra" in result.stderr
     assert "peak resident memory" in result.stderr
+
+
+def test_all_methods_start_from_the_same_checkpoint(home):
+    prune_captions(find_manifest(None, None), "hanta")
+    methods = ["clip", "irra", "sen", "cfine", "scvd"]
+    result = run(*MINIATURE, "--recipes", ",".join(methods), "--seeds", 1, "--budget", "steps")
+    _, *lines = tables(result)
+    assert [cells[0] for cells in lines] == methods
+    assert "warning" not in result.stderr
+    widths = {cells[0]: int(cells[9]) for cells in lines}
+    assert widths["clip"] == widths["irra"] == widths["sen"] < widths["cfine"]
+    configs = [Run(home / "runs" / "c" / "seed0" / "steps" / name).config for name in methods]
+    assert {config.model.pretrained for config in configs} == {str(home / "runs/c/seed0/start/last.safetensors")}
 
 
 def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(home, monkeypatch):
@@ -102,9 +127,12 @@ def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit
 @pytest.mark.parametrize(
     ("recipes", "message"),
     [
-        (("sen", "sen-xl"), "The recipes differ in model.name: sen ViT-B-16, sen-xl ViT-L-14\n--recipes\n"),
-        (("clip", "irra-published"), "The recipes differ in batch_size: clip 128, irra-published 64\n"),
-        (("clip", "synth"), "clip ViT-B-16, synth tiny"),
+        (
+            ("sen", "sen-xl"),
+            r"differ in model.name \(sen ViT-B-16, sen-xl ViT-L-14\); model.image_size .*\n--recipes\n",
+        ),
+        (("clip", "irra-published"), r"batch_size \(clip 128, irra-published 64\)\n.*\n.*alike: --set batch_size=…"),
+        (("clip", "synth"), r"model.pretrained \(clip openai, synth none\)"),
     ],
 )
 def test_recipes_that_steps_would_not_compare_are_refused(recipes, message):
@@ -136,3 +164,45 @@ def test_recipes_go_on_with_all_their_objectives_from_a_start_of_contrast_alone(
     on_pretrained = plan_recipes({name: RECIPES[name] for name in ("clip", "irra")}, RECIPES["clip"], seeds=1)
     assert (on_pretrained.start_epochs, on_pretrained.epochs) == (0, 60)
     assert on_pretrained.new_to_start(irra) == set()
+
+
+CPU = torch.device("cpu")
+on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
+
+
+@on_linux
+def test_memory_is_the_growth_of_the_peak_while_a_training_is_built_and_takes_steps(cuhk_manifest, monkeypatch):
+    def hold(megabytes):
+        # Mapped, not allocated: what an allocator was given back by earlier tests would not count.
+        with mmap(-1, megabytes * 1_000_000) as block:
+            for _ in range(megabytes):
+                block.write(bytes(1_000_000))
+
+    monkeypatch.setattr(Trainer, "take_steps", lambda trainer: iter([hold(200)]))
+    # What was held before, and given back, is not the training's.
+    hold(400)
+    assert 195e6 < weigh(tiny.recipe(), cuhk_manifest, CPU, 0) < 300e6
+
+
+@on_linux
+def test_memory_is_measured_in_a_process_of_its_own_and_holds_the_optimiser(cuhk_manifest, tmp_path):
+    trainer = Trainer(tiny.recipe(), cuhk_manifest, tmp_path, device=CPU)
+    weights = 4 * sum(parameter.numel() for parameter in trainer.composition.parameters())
+    # Weights, gradients and Adam's two moments; beside them the images, activations and what they leave behind.
+    assert 4 * weights < peak_memory(trainer.config, cuhk_manifest, device=CPU, workers=0) < 12 * weights
+
+
+def test_an_error_comes_whole_from_another_process():
+    error = pickle.loads(pickle.dumps(UsageError("What", where="where", remedy="remedy")))
+    assert str(error) == "What\nwhere\nremedy"
+
+
+def ended_from_outside(*_):
+    os.abort()
+
+
+def test_a_process_that_is_ended_from_outside_is_told(cuhk_manifest, monkeypatch):
+    monkeypatch.setattr(measuring, "weigh", ended_from_outside)
+    with pytest.raises(TrainingError, match="recipe synth was being measured") as raised:
+        peak_memory(tiny.recipe(), cuhk_manifest, device=CPU, workers=0)
+    assert "batch_size" in raised.value.remedy

@@ -104,7 +104,7 @@ def peak_memory(config: TrainConfig, manifest: Manifest, *, device: torch.device
 
 
 def weigh(config: TrainConfig, manifest: Manifest, device: torch.device, workers: int | None) -> int | None:
-    """The growth of this process's peak over the first steps of a training, in bytes; see `peak_memory`."""
+    """What `peak_memory` tells, measured in this process, whose allocator must not have memory to spare."""
     _import_what_optimisers_do()
     trainer = _Weighed(config, manifest, REHEARSAL, device=device, workers=workers)
     for _ in islice(trainer.take_steps(), WEIGHED):

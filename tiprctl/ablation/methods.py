@@ -19,7 +19,10 @@ START_RECIPE = CLIP.config.recipe
 FIXED = MappingProxyType(dict.fromkeys(("recipe", "objectives", "model.head"), OPTION) | {"seed": "--seeds"})
 """What a setting cannot change in a comparison, and the options that do."""
 
-ALIKE = ("model.name", "model.pretrained", "model.image_size", "model.stride", "batch_size", "select_on", "amp")
+ALIKE = (
+    *("model.name", "model.pretrained", "model.text_encoder", "model.image_size", "model.stride"),
+    *("batch_size", "select_on", "amp"),
+)
 """What recipes must have alike to be compared."""
 
 
@@ -87,14 +90,18 @@ def check_alike(recipes: Mapping[str, TrainConfig]) -> None:
     Raises:
         UsageError: they do; what differs is named, with who has which value.
     """
-    for key in ALIKE:
-        values = {name: attrgetter(key)(recipe) for name, recipe in recipes.items()}
-        if len(set(values.values())) > 1:
-            raise UsageError(
-                f"The recipes differ in {key}: {', '.join(f'{name} {value}' for name, value in values.items())}",
-                where=OPTION,
-                remedy=f"Leave some out, or make them alike: --set {key}=…",
-            )
+    values = {key: {name: attrgetter(key)(recipe) for name, recipe in recipes.items()} for key in ALIKE}
+    differing = {key: of_key for key, of_key in values.items() if len(set(of_key.values())) > 1}
+    if differing:
+        shown = (
+            f"{key} ({', '.join(f'{name} {value}' for name, value in of_key.items())})"
+            for key, of_key in differing.items()
+        )
+        raise UsageError(
+            f"The recipes differ in {'; '.join(shown)}",
+            where=OPTION,
+            remedy=f"Leave some out, or make them alike: {' '.join(f'--set {key}=…' for key in differing)}",
+        )
 
 
 def _own_places(recipe: TrainConfig) -> set[str]:
