@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
-from tiprctl.losses import cmpm_loss
+from tiprctl.losses import cmpm_loss, sdm_loss
+from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import Encodings, encode
 from tiprctl.models.heads import build_head
@@ -118,7 +119,8 @@ def test_a_region_holds_nothing_of_its_prompt() -> None:
 def test_focus_is_a_softmax_over_the_phrases_that_are_there(temperature: float) -> None:
     division, given = head(focus_temperature=temperature), pairs()
     regions = division.localise(given["patches"], given["prompts"])
-    focus = division.focus(regions, given["prompts"], FOUND)
+    cosines = torch.cosine_similarity(regions, given["prompts"], dim=-1)
+    focus = division.focus(cosines, FOUND)
     expected = [focus_oracle(*each, temperature) for each in zip(regions, given["prompts"], FOUND)]
     torch.testing.assert_close(focus, torch.tensor(expected))
     torch.testing.assert_close(focus.sum(1), FOUND.any(1).float())
@@ -156,7 +158,8 @@ def test_a_pair_scores_by_its_caption_and_by_its_phrases(local_weight: float) ->
         mixed = sum(weight * prompt for weight, prompt in zip(focus, prompts))
         text = given["text"][pair] + division.projection.weight @ mixed
         local = sum(weight * cosine(region, prompt) for weight, region, prompt in zip(focus, regions, prompts))
-        assert scores[pair].item() == pytest.approx(cosine(given["image"][pair], text) + local_weight * local, abs=1e-5)
+        whole, weight = cosine(given["image"][pair], text), local_weight * found.any().item()
+        assert scores[pair].item() == pytest.approx((whole + weight * local) / (1 + weight), abs=1e-5)
 
 
 @torch.no_grad()
@@ -247,51 +250,84 @@ SOME = [[True] * 3, [True, True, False], [True, False, False], [True, False, Tru
 REPEATED = [[0, 1, 2], [0, 1, 0], [3, 0, 0], [0, 0, 2], [0, 0, 0], [1, 0, 0]]
 
 
+def related_of(composition: Composition, batch: tiny.NoiseBatch, image: int, caption: int) -> Related:
+    """One image and one caption as re-ranking looks at them, with no other pair beside them."""
+    encoder, prompts = composition.encoder, batch.prompts
+    seen = encoder.see(batch.pixels[image, None])
+    return encoder.head.relate(
+        seen.whole,
+        seen.values[:, 1:],
+        encoder.text_features(batch.token_ids[caption, None]),
+        encoder.text_features(prompts.token_ids[prompts.index[caption]])[None],
+        prompts.found[caption, None],
+    )
+
+
 @torch.no_grad()
-def test_the_loss_is_that_of_the_whole_and_of_each_slot_by_focus() -> None:
-    composition, batch = compose(reconstruction=0.7, local=0.3), noise(index=REPEATED, found=SOME)
+def test_every_image_is_related_to_every_caption_as_in_reranking() -> None:
+    composition, batch = compose(), noise(index=REPEATED, found=SOME)
+    related = encoded(composition, batch).related
+    for image in range(6):
+        for caption in range(6):
+            expected = related_of(composition, batch, image, caption)
+            for name in ("regions", "focus", "scores"):
+                torch.testing.assert_close(getattr(related, name)[6 * image + caption], getattr(expected, name)[0])
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_whole_of_all_scores_and_of_each_slot_by_focus() -> None:
+    composition = compose(matching=0.7, local=0.3, temperature=0.1)
+    batch = noise(index=REPEATED, found=SOME)
     enc = encoded(composition, batch)
     output = composition.objectives["scvd"](enc, batch)
-    pids, related = batch.pids.tolist(), enc.related
+    pids = batch.pids.tolist()
+    every = [[related_of(composition, batch, image, caption) for caption in range(6)] for image in range(6)]
+    scores = torch.tensor([[related.scores.item() for related in row] for row in every])
     expected = {
         "global": sum(pair_oracle(list(enc.image), list(enc.text), pids)) / 6,
-        "reconstruction": sum(pair_oracle(list(enc.image), list(related.text), pids)) / 6,
+        "matching": sdm_loss(scores, batch.pids, logit_scale=10).item(),
         "local": 0.0,
     }
     for slot in range(SLOTS):
         here = [pair for pair in range(6) if SOME[pair][slot]]
-        regions, prompts = ([tokens[pair, slot] for pair in here] for tokens in (related.regions, enc.prompts))
+        regions = [every[pair][pair].regions[0, slot] for pair in here]
+        prompts = [enc.prompts[pair, slot] for pair in here]
         losses = pair_oracle(regions, prompts, [REPEATED[pair][slot] for pair in here])
-        expected["local"] += sum(related.focus[pair, slot].item() * loss for pair, loss in zip(here, losses)) / 6
+        trust = [every[pair][pair].focus[0, slot].item() for pair in here]
+        expected["local"] += sum(weight * loss for weight, loss in zip(trust, losses)) / 6
     for name, value in expected.items():
         assert output.figures[name].item() == pytest.approx(value, rel=1e-4), name
-    total = expected["global"] + 0.7 * expected["reconstruction"] + 0.3 * expected["local"]
+    total = expected["global"] + 0.7 * expected["matching"] + 0.3 * expected["local"]
     assert output.loss.item() == pytest.approx(total, rel=1e-4)
-
-
-@torch.no_grad()
-def test_what_relates_a_pair_comes_from_its_own_image_caption_and_phrases() -> None:
-    composition, batch = compose(), noise(index=REPEATED, found=SOME)
-    encoder, enc = composition.encoder, encoded(composition, batch)
-    prompts = encoder.text_features(batch.prompts.token_ids)[batch.prompts.index]
-    expected = encoder.head.relate(
-        encoder.clip.encode_image(batch.pixels)[:, 1:],
-        encoder.text_features(batch.token_ids),
-        prompts,
-        batch.prompts.found,
-    )
-    for name in ("regions", "focus", "text"):
-        torch.testing.assert_close(getattr(enc.related, name), getattr(expected, name))
 
 
 def test_the_focus_does_not_learn_to_trust_what_is_aligned_already() -> None:
     composition, batch = compose(), noise()
     enc = encoded(composition, batch)
     focus = enc.related.focus.detach().requires_grad_()
-    apart = replace(enc, related=Related(enc.related.regions, focus, enc.related.text))
-    composition.objectives["scvd"](apart, batch).loss.backward()
+    composition.objectives["scvd"](replace(enc, related=replace(enc.related, focus=focus)), batch).loss.backward()
     assert focus.grad is None
-    assert composition.encoder.head.projection.weight.grad.abs().sum() > 0
+
+
+def test_the_matching_teaches_the_phrases_of_a_caption_in_the_images_of_others() -> None:
+    composition, batch = compose(local=0.0), noise(found=SOME)
+    enc = encoded(composition, batch)
+    enc.related.regions.retain_grad()
+    composition.objectives["scvd"](enc, batch).loss.backward()
+    learns = enc.related.regions.grad.abs().sum(dim=2).view(6, 6, SLOTS) > 0
+    assert torch.equal(learns, torch.tensor(SOME).expand(6, 6, SLOTS))
+    assert all(parameter.grad.abs().sum() > 0 for parameter in composition.encoder.head.parameters())
+
+
+def test_half_precision_matches_in_full() -> None:
+    composition, batch = compose(), noise(found=SOME)
+    full = encoded(composition, batch).related.scores
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        enc = encoded(composition, batch)
+        parts = composition(batch, 0.0, torch.Generator()).parts
+    assert enc.related.scores.dtype == parts["scvd/matching"].dtype == torch.float32
+    assert enc.related.regions.dtype == torch.bfloat16
+    torch.testing.assert_close(enc.related.scores, full, rtol=0, atol=0.03)
 
 
 def test_phrases_of_the_same_words_are_no_negatives() -> None:
@@ -329,10 +365,11 @@ def test_without_phrases_the_local_loss_is_nothing() -> None:
     composition = compose()
     parts = composition(noise(found=[[False] * 3] * 6), 0.0, torch.Generator()).parts
     assert parts["scvd/local"] == 0
-    torch.testing.assert_close(parts["scvd/reconstruction"], parts["scvd/global"])
     batch = noise()
     image, text = composition.encoder.image_features(batch.pixels), composition.encoder.text_features(batch.token_ids)
     torch.testing.assert_close(parts["scvd/global"], cmpm_loss(image, text, batch.pids).detach())
+    matching = sdm_loss(cosine_similarity(image, text), batch.pids, logit_scale=50)
+    torch.testing.assert_close(parts["scvd/matching"], matching.detach())
 
 
 def test_it_learns_from_noise_and_leaves_the_batch_alone() -> None:

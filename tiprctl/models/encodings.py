@@ -13,7 +13,7 @@ from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.heads.base import Features, Related
+from tiprctl.models.heads.base import Features, Head, Related
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
@@ -99,8 +99,8 @@ class Encodings:
     the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
     `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
     `prompts` (B, M, D) are the global tokens of each caption's prompts, through no head, with `prompt_found` (B, M), True
-    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`); `related` is
-    what a head that reranks makes of them together with their own image and caption.
+    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`); `related`
+    is what a head that reranks makes of every image with every caption: B x B pairs, image by image.
     What no objective needs is None.
     """
 
@@ -199,10 +199,15 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None, images: Tokens, capt
             remedy="Train with some for each caption: `--set captions.phrases=6`.",
         )
     values, found = encoder.read(prompts.token_ids).whole[prompts.index], prompts.found
-    related = None
-    if encoder.head.reranks:
-        related = encoder.head.relate(images.values[:, 1:], captions.whole, values, found)
+    related = _related(encoder.head, images, captions, values, found) if encoder.head.reranks else None
     return {"prompts": values, "prompt_found": found, "prompt_index": prompts.index, "related": related}
+
+
+def _related(head: Head, images: Tokens, captions: Tokens, prompts: Tensor, found: Tensor) -> Related:
+    """All pairs of B images and B captions, as re-ranking pairs them."""
+    count = len(found)
+    every_caption = (each.repeat(count, *[1] * (each.ndim - 1)) for each in (captions.whole, prompts, found))
+    return head.relate(images.whole.repeat_interleave(count, dim=0), images.values[:, 1:], *every_caption)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

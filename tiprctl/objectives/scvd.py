@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tiprctl.config import NonNegative, frozen
+from tiprctl.config import NonNegative, Positive, frozen
 from tiprctl.losses.cmpm import cmpm_loss
+from tiprctl.losses.sdm import sdm_loss
 from tiprctl.models.encodings import Encodings, Needs, PairBatch
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 
 
 @frozen
 class ScvdConfig:
-    """The parts' weights beside the loss of the indexed features; all 1, as the paper's loss is a plain sum."""
+    """The parts' weights beside the loss of the indexed features; all 1, as the paper's loss is a plain sum.
 
-    reconstruction: NonNegative = 1.0
+    `temperature` divides the scores of pairs; 0.02, as in `sdm`.
+    """
+
+    matching: NonNegative = 1.0
     local: NonNegative = 1.0
+    temperature: Positive = 0.02
 
 
 class DynamicFocusAlignment(Objective):
-    """CMPM of the whole pairs, indexed and reconstructed, and of what each phrase finds in its image.
+    """CMPM of the indexed features and of what each phrase finds in its image, and SDM of the scores of all pairs.
 
-    A phrase counts as far as the head's focus trusts it in this image, without a gradient: else the focus would turn to
-    whatever is aligned already. Only the paper's abstract is public; what is our reading is listed in
-    docs/methods/scvd.md.
+    The scores are those of re-ranking, of each image with each caption of the batch: the phrases learn to tell people
+    apart. Only the paper's abstract is public; what is our reading is listed in docs/methods/scvd.md.
     """
 
     name, Config = "scvd", ScvdConfig
@@ -34,26 +38,30 @@ class DynamicFocusAlignment(Objective):
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         whole = cmpm_loss(enc.image, enc.text, batch.pids)
-        reconstruction = cmpm_loss(enc.image, enc.related.text, batch.pids)
+        matching = self._matching_loss(enc, batch.pids)
         local = _local_loss(enc)
-        loss = whole + self.config.reconstruction * reconstruction + self.config.local * local
-        return ObjectiveOutput(loss, {"global": whole, "reconstruction": reconstruction, "local": local})
+        loss = whole + self.config.matching * matching + self.config.local * local
+        return ObjectiveOutput(loss, {"global": whole, "matching": matching, "local": local})
+
+    def _matching_loss(self, enc: Encodings, pids: Tensor) -> Tensor:
+        """SDM of the pairs' scores, rows images and columns captions."""
+        return sdm_loss(enc.related.scores.view(len(pids), -1), pids, logit_scale=1 / self.config.temperature)
 
 
 def _local_loss(enc: Encodings) -> Tensor:
-    """CMPM of regions and prompts, slot by slot, summed; phrases of the same words match.
+    """CMPM of regions and prompts of the true pairs, slot by slot, summed; phrases of the same words match.
 
-    A caption's slots have the weights of its focus, which sum to 1. A pair without a phrase in a slot is no anchor and
-    no negative there.
+    A phrase counts as far as the head's focus trusts it in its image, without a gradient: else the focus would turn to
+    whatever is aligned already. A caption's slots so have weights which sum to 1. A pair without a phrase in a slot is
+    no anchor and no negative there.
     """
-    related, found = enc.related, enc.prompt_found
-    weights = related.focus.detach() / len(found)
+    found = enc.prompt_found
+    true_pairs = slice(None, None, len(found) + 1)
+    regions = enc.related.regions[true_pairs]
+    weights = enc.related.focus[true_pairs].detach() / len(found)
     return sum(
         cmpm_loss(
-            related.regions[here, slot],
-            enc.prompts[here, slot],
-            enc.prompt_index[here, slot],
-            weights=weights[here, slot],
+            regions[here, slot], enc.prompts[here, slot], enc.prompt_index[here, slot], weights=weights[here, slot]
         )
         for slot, here in enumerate(found.unbind(dim=1))
     )

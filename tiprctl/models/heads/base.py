@@ -34,12 +34,13 @@ class Related:
     """What a head makes of P image-caption pairs whose captions have up to M phrases.
 
     `regions` (P, M, D): what each phrase's prompt finds in the image; `focus` (P, M): how far each is to be trusted,
-    0 where there is no phrase; `text` (P, D): the captions as the images change them.
+    0 where there is no phrase; `scores` (P,) float32: how well image and caption go together, higher = better.
+    Scores order the images of a caption; they are no cosines.
     """
 
     regions: Tensor
     focus: Tensor
-    text: Tensor
+    scores: Tensor
 
 
 class Head(nn.Module):
@@ -47,7 +48,7 @@ class Head(nn.Module):
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, embed_dim)`, which sets `width` (F),
     and `image` and `text`. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at
-    pairs, and so gives `relate` and `pair_scores`.
+    pairs, and so gives `relate`.
     """
 
     name: ClassVar[str]
@@ -69,17 +70,15 @@ class Head(nn.Module):
         """The features of captions."""
         raise NotImplementedError(f"{type(self).__name__} does not define its text features")
 
-    def relate(self, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
-        """Patch tokens `(I, N, D)` together with captions `(P, D)` and the prompts of their phrases `(P, M, D)`.
+    def relate(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
+        """Images `(P, D)` and their patches `(I, N, D)` together with captions `(P, D)` and their prompts `(P, M, D)`.
 
-        P is I, or a multiple of it: then the first pairs are all of the first image, as many of the second, and so on.
-        Where `found` (P, M) is False there is no phrase, and what stands in its place changes nothing.
+        All tokens are the towers', not normalised. P is I, or a multiple of it: then the first pairs are all of the
+        first image, as many of the second, and so on. Where `found` (P, M) is False there is no phrase, and what stands
+        in its place changes nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} does not look at pairs")
 
     def pair_scores(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
-        """How well images `(P, D)` and captions go together, `(P,)` float32, higher = better; the rest as in `relate`.
-
-        All tokens are the towers', not normalised. Scores order the images of a caption; they are no cosines.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not look at pairs")
+        """The `scores` of `relate` alone, `(P,)`."""
+        return self.relate(image, patches, text, prompts, found).scores

@@ -22,7 +22,7 @@ class DivisionConfig:
     """How far the phrases decide; all ours, the paper's values are not public.
 
     `focus_temperature` divides the cosines of regions and prompts: the lower, the more the best found phrase counts.
-    `local_weight`: the phrases' part in a pair's score, beside the cosine of the image and the whole caption.
+    `local_weight`: how much the phrases weigh in a pair's score, beside the cosine of image and whole caption, at 1.
     """
 
     focus_temperature: Positive = 0.1
@@ -33,7 +33,7 @@ class VisualDivision(GlobalToken):
     """Divides an image by the phrases of a caption (SCVD, TCSVT 2024: cross-modal guided interaction).
 
     Its features are those of the head `global`, so what is indexed never depends on a query. Its parameters serve what
-    looks at a pair: the objective `scvd`, and `pair_scores`. Only the paper's abstract is public; what is our reading
+    looks at a pair: the objective `scvd`, and re-ranking. Only the paper's abstract is public; what is our reading
     is listed in docs/methods/scvd.md.
     """
 
@@ -48,16 +48,19 @@ class VisualDivision(GlobalToken):
         self.projection = nn.Linear(embed_dim, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=PROJECTION_SHARE * embed_dim**-0.5)
 
-    def relate(self, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
-        regions = self.localise(patches, prompts)
-        focus = self.focus(regions, prompts, found)
-        return Related(regions, focus, self.reconstruct(text, prompts, focus))
+    def relate(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
+        """A pair scores by the cosine of image and reconstructed caption, and the focused cosines of the regions.
 
-    def pair_scores(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
-        """Cosine of image and reconstructed caption, plus `local_weight` times the focused cosines of the regions."""
-        related = self.relate(patches, text, prompts, found)
-        local = (related.focus * _cosine(related.regions, prompts)).sum(dim=1)
-        return _cosine(image, related.text) + self.config.local_weight * local
+        Their mean, where the latter weigh `local_weight`; a caption without phrases scores by the former alone. So all
+        scores are in [-1, 1].
+        """
+        regions = self.localise(patches, prompts)
+        cosines = _cosine(regions, prompts)
+        focus = self.focus(cosines, found)
+        whole = _cosine(image, self.reconstruct(text, prompts, focus))
+        weights = self.config.local_weight * focus
+        scores = (whole + (weights * cosines).sum(dim=1)) / (1 + weights.sum(dim=1))
+        return Related(regions, focus, scores)
 
     def localise(self, patches: Tensor, prompts: Tensor) -> Tensor:
         """What each prompt finds among the patches `(I, N, D)`: prompts `(P, M, D)` to regions `(P, M, D)`.
@@ -69,18 +72,18 @@ class VisualDivision(GlobalToken):
         of_image = prompts.reshape(len(patches), -1, prompts.shape[-1])
         return self.ln_region(self.cross(of_image, patches)).view(prompts.shape)
 
-    def focus(self, regions: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
-        """How far each phrase is to be trusted, `(B, M)` float32: rows sum to 1, and to 0 without any phrase.
+    def focus(self, cosines: Tensor, found: Tensor) -> Tensor:
+        """How far each phrase is to be trusted, `(P, M)` float32: rows sum to 1, and to 0 without any phrase.
 
-        Softmax of the cosines of regions and prompts `(B, M, D)` over the phrases that are `found` (B, M).
+        Softmax of the `cosines` of regions and prompts (P, M) over the phrases that are `found` (P, M).
         """
-        scores = _cosine(regions, prompts) / self.config.focus_temperature
+        scores = cosines / self.config.focus_temperature
         # The lowest number instead of -inf: the softmax of a row without phrases stays finite, and so its gradient.
         lowest = torch.finfo(scores.dtype).min
         return scores.masked_fill(~found, lowest).softmax(dim=1) * found
 
     def reconstruct(self, text: Tensor, prompts: Tensor, focus: Tensor) -> Tensor:
-        """Captions `(B, D)` with their prompts `(B, M, D)` worked in as far as `focus` (B, M) trusts them, `(B, D)`.
+        """Captions `(P, D)` with their prompts `(P, M, D)` worked in as far as `focus` (P, M) trusts them, `(P, D)`.
 
         The paper's vision-guided semantics reconstruction (VSR). At the start it is the caption, nearly.
         """
