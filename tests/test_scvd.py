@@ -149,7 +149,7 @@ def test_at_the_start_the_reconstructed_caption_is_the_caption_nearly() -> None:
 @pytest.mark.parametrize("local_weight", [0.0, 0.5])
 @torch.no_grad()
 def test_a_pair_scores_by_its_caption_and_by_its_phrases(local_weight: float) -> None:
-    division, given = head(local_weight=local_weight), pairs()
+    division, given = head(local_weight=local_weight, focus_temperature=0.1), pairs()
     scores = division.pair_scores(**given)
     for pair in range(5):
         prompts, found = given["prompts"][pair], FOUND[pair]

@@ -25,7 +25,7 @@ class DivisionConfig:
     `local_weight`: how much the phrases weigh in a pair's score, beside the cosine of image and whole caption, at 1.
     """
 
-    focus_temperature: Positive = 0.1
+    focus_temperature: Positive = 1.0
     local_weight: NonNegative = 0.5
 
 
