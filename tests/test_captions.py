@@ -197,7 +197,7 @@ def test_a_training_on_pairs_of_pruned_and_masked_captions_is_taken_up_exactly(m
 
 def read_prompts(prompts):
     """For each caption the token ids of its prompts, without padding."""
-    texts = [[token for token in row if token] for row in prompts.token_ids.tolist()]
+    texts = [np.trim_zeros(row, "b").tolist() for row in prompts.token_ids.numpy()]
     return [
         [texts[number] for number, there in zip(*row) if there]
         for row in zip(prompts.index.tolist(), prompts.found.tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,13 +84,14 @@ def test_a_prompt_describes_a_person():
     assert prompt("black trousers") == "a photo of a person with black trousers"
 
 
-TEXTS = [["red coat", "man"], ["man"], ["green and blue umbrella", "red coat", "hat"], ["hat"]]
+TEXTS = [["red coat", "man"], ["man"], ["green and blue umbrella", "red coat", "hat"], ["hat"], ["a !~^ hat"]]
+"""The token id 0, which also pads, is a word's part in the last one."""
 
 
 def words(prompts, row):
     """The token ids of a caption's prompts, without padding."""
     rows = prompts.token_ids[prompts.index[row][prompts.found[row]]]
-    return [[token for token in tokens.tolist() if token] for tokens in rows]
+    return [np.trim_zeros(tokens, "b").tolist() for tokens in rows.numpy()]
 
 
 def expected_words(texts):
@@ -98,15 +100,15 @@ def expected_words(texts):
 
 def test_captions_share_the_prompts_that_they_have_in_common():
     prompts = Prompts.of(TEXTS, TOKENIZER, limit=4)
-    assert prompts.token_ids.shape == (4, 6)
-    assert (prompts.index.shape, prompts.found.shape) == ((4, 4), (4, 4))
-    assert prompts.found.sum(dim=1).tolist() == [2, 1, 3, 1]
+    assert prompts.token_ids.shape == (5, 7)
+    assert (prompts.index.shape, prompts.found.shape) == ((5, 4), (5, 4))
+    assert prompts.found.sum(dim=1).tolist() == [2, 1, 3, 1, 1]
     for row, texts in enumerate(TEXTS):
         assert words(prompts, row) == expected_words(texts)
         assert (prompts.index[row][~prompts.found[row]] == prompts.index[row, 0]).all()
 
 
-@pytest.mark.parametrize("rows", [[0, 1], [3], [2, 2, 0], [3, 2, 1, 0]])
+@pytest.mark.parametrize("rows", [[0, 1], [3], [4], [2, 2, 0], [3, 2, 1, 0]])
 def test_a_choice_of_captions_has_their_prompts_and_no_others(rows):
     chosen = Prompts.of(TEXTS, TOKENIZER, limit=3).select(torch.tensor(rows))
     texts = [TEXTS[row] for row in rows]

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from tiprctl.tokenizer import Tokenizer
+from tiprctl.tokenizer import Tokenizer, row_lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Prompts:
         """Those of the captions with these numbers `(B,)`: no other prompt, none twice, cut to the longest."""
         distinct, index = self.index[captions].unique(return_inverse=True)
         token_ids = self.token_ids[distinct]
-        longest = int((token_ids > 0).sum(dim=1).max())
+        longest = int(row_lengths(token_ids).max())
         return Prompts(token_ids[:, :longest], index, self.found[captions])
 
     def to(self, device: torch.device) -> Prompts:
