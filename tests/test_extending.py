@@ -60,12 +60,12 @@ def station(tmp_path, monkeypatch):
     for split, people in SPLITS.items():
         for person in people:
             for camera in (1, 2):
-                image = f"{split}/{person:04}_c{camera}.png"
+                image = f"{person}_c{camera}.png"
                 file = folder / "imgs" / image
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.integers(0, 256, (32, 16, 3), dtype=np.uint8)).save(file)
                 captions = [f"a person {person} in red", f"someone {person} seen by camera {camera}"]
-                records.append({"image": image, "captions": captions})
+                records.append({"image": image, "person": person, "split": split, "captions": captions})
     (folder / "captions.json").write_text(json.dumps(records))
     return tmp_path
 
@@ -219,27 +219,28 @@ def test_the_head_starts_as_the_plain_one(example):
     assert torch.equal(plain.text_features(batch.token_ids), pooled.text_features(batch.token_ids))
 
 
-def test_the_reader_takes_person_and_split_from_the_images_name(example, station):
+def test_the_reader_takes_person_split_image_and_captions(example, station):
     records = example["read"](station / "data" / "Station" / "captions.json")
     assert [(record.split, record.pid) for record in records] == [
         (split, person) for split, people in SPLITS.items() for person in people for _ in (1, 2)
     ]
-    assert records[2].path == "imgs/train/0002_c1.png"
+    assert records[2].path == "imgs/2_c1.png"
     assert records[2].captions == ("a person 2 in red", "someone 2 seen by camera 1")
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("wrong", "message"),
     [
-        ({"image": "0002_c1.png", "captions": []}, "imgs/SPLIT/PERSON_NAME"),
-        ({"image": "test/x_c1.png", "captions": []}, "imgs/SPLIT/PERSON_NAME"),
-        ({"image": "../test/0002_c1.png", "captions": []}, "leaves the data set's folder"),
-        ({"image": "test/0002_c1.png"}, 'no "captions"'),
+        ({"person": "2"}, 'text as "person" where a whole number belongs'),
+        ({"split": "query"}, 'has "query" as "split"'),
+        ({"image": "../2_c1.png"}, "leaves the data set's folder"),
+        ({"captions": "a man"}, 'text as "captions" where a list belongs'),
     ],
 )
-def test_the_reader_names_what_is_wrong(example, tmp_path, record, message):
+def test_the_reader_names_what_is_wrong(example, tmp_path, wrong, message):
     file = tmp_path / "captions.json"
-    file.write_text(json.dumps([record]))
+    record = {"image": "2_c1.png", "person": 2, "split": "test", "captions": []}
+    file.write_text(json.dumps([record | wrong]))
     with pytest.raises(InputError, match=re.escape(message)) as raised:
         example["read"](file)
     assert (raised.value.where, "Record 0" in raised.value.what) == (str(file), True)
