@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tiprctl.losses.sdm import divergence
+from tiprctl.losses.divergence import divergence
 from tiprctl.losses.similarity import at_least_float32, unit_rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tiprctl.losses.divergence import divergence
 from tiprctl.losses.similarity import at_least_float32
 
 
@@ -28,10 +29,3 @@ def sdm_loss(similarity: Tensor, pids: Tensor, *, logit_scale: float | Tensor, e
     log_target = (matches / matches.sum(dim=1, keepdim=True) + epsilon).log()
     # The matches are symmetric, so one target serves both directions.
     return divergence(logits, log_target) + divergence(logits.T, log_target)
-
-
-def divergence(logits: Tensor, log_target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """KL(p || q), p the softmax of each row of `logits`: the mean over the rows, or their sum by `weights`."""
-    log_p = logits.log_softmax(dim=1)
-    rows = (log_p.exp() * (log_p - log_target)).sum(dim=1)
-    return rows.mean() if weights is None else (weights * rows).sum()
