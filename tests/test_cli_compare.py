@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from tiprctl import training
 from tiprctl.ablation import measuring
 from tiprctl.ablation.measuring import peak_memory, weigh
 from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
@@ -170,18 +171,41 @@ CPU = torch.device("cpu")
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell the peak")
 
 
+def mapped(megabytes):
+    """So much memory, written to. Not allocated: what earlier tests gave back to an allocator would not count."""
+    block = mmap(-1, megabytes * 1_000_000)
+    for _ in range(megabytes):
+        block.write(bytes(1_000_000))
+    return block
+
+
 @on_linux
 def test_memory_is_the_growth_of_the_peak_while_a_training_is_built_and_takes_steps(cuhk_manifest, monkeypatch):
-    def hold(megabytes):
-        # Mapped, not allocated: what an allocator was given back by earlier tests would not count.
-        with mmap(-1, megabytes * 1_000_000) as block:
-            for _ in range(megabytes):
-                block.write(bytes(1_000_000))
-
-    monkeypatch.setattr(Trainer, "take_steps", lambda trainer: iter([hold(200)]))
+    monkeypatch.setattr(Trainer, "take_steps", lambda trainer: iter([mapped(200).close()]))
     # What was held before, and given back, is not the training's.
-    hold(400)
+    mapped(400).close()
     assert 195e6 < weigh(tiny.recipe(), cuhk_manifest, CPU, 0) < 300e6
+
+
+@on_linux
+def test_captions_take_no_memory_of_a_recipe_neither_held_nor_in_passing_and_weights_do(cuhk_manifest, monkeypatch):
+    read, build = training.TrainingBatches, training.build_start
+    held = []
+
+    def read_much(*args, **kwargs):
+        mapped(400).close()
+        held.append(mapped(300))
+        return read(*args, **kwargs)
+
+    def build_much(*args):
+        held.append(mapped(200))
+        return build(*args)
+
+    monkeypatch.setattr(training, "TrainingBatches", read_much)
+    monkeypatch.setattr(training, "build_start", build_much)
+    monkeypatch.setattr(Trainer, "take_steps", lambda trainer: iter([]))
+    assert 195e6 < weigh(tiny.recipe(), cuhk_manifest, CPU, 0) < 290e6
+    assert len(held) == 2
 
 
 @on_linux

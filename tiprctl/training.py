@@ -57,6 +57,7 @@ from tiprctl.runs import (
     write_records,
 )
 from tiprctl.starting import Start, build_start
+from tiprctl.tokenizer import Tokenizer
 
 OPTIMIZER = "optimizer."
 REMEDY = "Lower optim.lr, or train with amp=off (--set). What was saved before stays as it is."
@@ -149,11 +150,14 @@ class Trainer:
                 start = Start(empty_encoder(read_header(last)))
             else:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
-            batches = TrainingBatches(self.manifest, self.config, start.encoder.tokenizer, workers=self.workers)
+            batches = self._read_batches(start.encoder.tokenizer)
             composition = Composition(start.encoder, self.config.objectives, identities=batches.identities)
         for name, remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
             self.listener.on_warning(remark, objective=name)
         return batches, composition.to(self.device)
+
+    def _read_batches(self, tokenizer: Tokenizer) -> TrainingBatches:
+        return TrainingBatches(self.manifest, self.config, tokenizer, workers=self.workers)
 
     def _judge(self) -> EvaluationData | None:
         if self.selected_on == "last":

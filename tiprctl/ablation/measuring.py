@@ -17,11 +17,13 @@ import torch
 
 from tiprctl.ablation.cost import Cost
 from tiprctl.config import TrainConfig
+from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import TrainingError
 from tiprctl.interrupt import ignore_interrupt
 from tiprctl.objectives.composition import Composition
 from tiprctl.progress import Progress
+from tiprctl.tokenizer import Tokenizer
 from tiprctl.training import Trainer
 
 WARM_UP, MEASURED = 4, 60
@@ -29,6 +31,9 @@ WARM_UP, MEASURED = 4, 60
 
 WEIGHED = 16
 """Steps of each training whose memory is measured."""
+
+STATUS = Path("/proc/self/status")
+"""Where Linux tells what a process has in memory."""
 
 REHEARSAL = Path("rehearsal")
 """The folder of trainings that are never saved."""
@@ -85,8 +90,9 @@ def _waited_for(trainer: Trainer) -> Iterator[None]:
 def peak_memory(config: TrainConfig, manifest: Manifest, *, device: torch.device, workers: int | None) -> int | None:
     """The bytes that weights, optimiser and `WEIGHED` steps of a training take at most, in a fresh process.
 
-    On a CUDA device: what tensors took of its memory. On the CPU: how far the process's resident memory grew; None
-    where the system does not tell (only Linux does).
+    On a CUDA device: what tensors took of its memory. On the CPU: how far the process's resident memory grew, but for
+    the captions that the batches hold, which are the data set's and not the recipe's doing; None where the system does
+    not tell (only Linux does).
 
     Raises:
         TrainingError: the process was ended from outside. TiprError: the training cannot be built, or take its steps.
@@ -105,23 +111,31 @@ def peak_memory(config: TrainConfig, manifest: Manifest, *, device: torch.device
 
 def weigh(config: TrainConfig, manifest: Manifest, device: torch.device, workers: int | None) -> int | None:
     """What `peak_memory` tells, measured in this process, whose allocator must not have memory to spare."""
+    on_cuda = device.type == "cuda"
+    if not on_cuda and not STATUS.exists():
+        return None
     _import_what_optimisers_do()
-    trainer = _Weighed(config, manifest, REHEARSAL, device=device, workers=workers)
+    kind = Trainer if on_cuda else _Weighed
+    trainer = kind(config, manifest, REHEARSAL, device=device, workers=workers)
     for _ in islice(trainer.take_steps(), WEIGHED):
         pass
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = _resident_peak()
-    return None if peak is None else peak - trainer.resident
+    return torch.cuda.max_memory_allocated(device) if on_cuda else _resident("VmHWM") - trainer.resident
 
 
 class _Weighed(Trainer):
-    """A training that remembers what was resident just before its weights were."""
+    """A training that remembers what of the resident memory is not its own: what was there before, and its batches."""
 
-    def _compose(self) -> Composition:
-        _forget_peak()
-        self.resident = _resident_peak()
+    def _compose(self) -> tuple[TrainingBatches, Composition]:
+        self.resident = _resident("VmRSS")
         return super()._compose()
+
+    def _read_batches(self, tokenizer: Tokenizer) -> TrainingBatches:
+        # They need the tokenizer, which comes with the weights, so these are there already.
+        weights = _resident("VmRSS") - self.resident
+        batches = super()._read_batches(tokenizer)
+        self.resident = _resident("VmRSS") - weights
+        _forget_peak()
+        return batches
 
 
 def _import_what_optimisers_do() -> None:
@@ -131,13 +145,9 @@ def _import_what_optimisers_do() -> None:
 
 def _forget_peak() -> None:
     """Let the peak of resident memory start anew, from what is resident now (proc_pid_clear_refs(5))."""
-    file = Path("/proc/self/clear_refs")
-    if file.exists():
-        file.write_text("5", encoding="ascii")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _resident_peak() -> int | None:
-    """The most that was resident at a time, in bytes (proc_pid_status(5)); None where the system does not tell."""
-    file = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", file.read_text(encoding="ascii")) if file.exists() else None
-    return 1024 * int(found[1]) if found else None
+def _resident(entry: str) -> int:
+    """The bytes that are resident now (`VmRSS`), or were at a time at most (`VmHWM`): proc_pid_status(5)."""
+    return 1024 * int(re.search(rf"{entry}:\s+(\d+) kB", STATUS.read_text(encoding="ascii"))[1])
