@@ -111,7 +111,10 @@ def test_joins_the_pair_of_lowest_rank_first_and_each_of_its_occurrences():
 
 
 def test_imports_neither_torch_nor_open_clip():
-    code = "import sys, tiprctl.tokenizer as t; t.default_tokenizer(); assert not {'torch', 'open_clip'} & set(sys.modules)"
+    code = (
+        "import sys, tiprctl.tokenizer as t; t.default_tokenizer()\n"
+        "assert not {'torch', 'open_clip'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

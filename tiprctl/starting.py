@@ -44,7 +44,9 @@ class Start:
     data: str | None = None
 
     def load_objectives(self, objectives: Mapping[str, Objective], data: str) -> Iterator[tuple[str, str]]:
-        """Give each objective the weights that the checkpoint has for it; which ones keep random ones, and a remark why.
+        """Give each objective the weights that the checkpoint has for it.
+
+        Yields which ones keep random weights, and a remark why.
 
         Args:
             data: the fingerprint of the data to learn from.

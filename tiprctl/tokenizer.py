@@ -36,8 +36,8 @@ WORDS = regex.compile(
 class Tokenizer(ABC):
     """Texts to rows of token ids, as one text tower reads them.
 
-    `start` and `end`, neither of them 0, are the ids around each text; `context_length` is how many tokens the longest row has, these two
-    included. `maskable`: whether the vocabulary is built as `token_masking` takes it, which is CLIP's way.
+    `start` and `end`, neither of them 0, are the ids around each text; `context_length` is how many tokens the longest
+    row has, these two included. `maskable`: whether the vocabulary is built as `token_masking` takes it, CLIP's way.
     """
 
     context_length: int

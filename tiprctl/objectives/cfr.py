@@ -22,8 +22,8 @@ class CfrConfig(RankedConfig):
 class CrossGrainedRefinement(RankedSimilarity):
     """Ranks pairs by the image against the caption's words and the caption against the image's patches, averaged.
 
-    The words and patches are those that the head picked, in all its groups. Deviation from the published code: a caption
-    with fewer words has fewer; there padding takes their place.
+    The words and patches are those that the head picked, in all its groups. Deviation from the published code: a
+    caption with fewer words has fewer; there padding takes their place.
     """
 
     name, Config = "cfr", CfrConfig

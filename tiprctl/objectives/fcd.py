@@ -24,8 +24,9 @@ class CorrespondenceDiscovery(RankedSimilarity):
     """Ranks pairs by the image's patches against what matches the caption's own patches, and words likewise, averaged.
 
     Only the head's first group takes part. As published, what matches is looked for within each pair, and across pairs
-    places are compared: the patch that one image's class token looks at n-th against the match of the other image's n-th
-    patch. Deviation from the published code: a caption with fewer words has fewer; there padding takes their place.
+    places are compared: the patch that one image's class token looks at n-th against the match of the other image's
+    n-th patch. Deviation from the published code: a caption with fewer words has fewer; there padding takes their
+    place.
     """
 
     name, Config = "fcd", FcdConfig

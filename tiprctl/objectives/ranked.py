@@ -1,4 +1,4 @@
-"""What CFR and FCD share: a similarity of local tokens, and the loss that ranks the sum of those that train together."""
+"""What CFR and FCD share: a similarity of local tokens, and the loss that ranks the sum of several."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _check(config: TirConfig, clip: ClipConfig) -> None:
     patch, (height, width) = clip.patch_size, clip.image_size
     if clip.stride != patch:
         raise UsageError(
-            f"Restoration needs patches that do not overlap, but the stride is {clip.stride} and the patch {patch} pixels",
+            f"Restoration needs patches that do not overlap, but the stride is {clip.stride} pixels, the patch {patch}",
             where=WHERE,
             remedy=f"Train with a stride of {patch}, or without tir.",
         )
