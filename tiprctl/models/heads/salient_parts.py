@@ -51,9 +51,12 @@ class SalientParts(Head):
 
     Deviations from the published code:
 
-    - Only words are picked; there also padding, the end token and, of a long caption, its start.
-    - How many are picked follows from the tower's context and not from the batch, so a feature does not depend on the
-      captions beside it. A caption with fewer words fills its groups as far as it can, the second perhaps not at all.
+    - Only patches and words are picked. There only the global token is ruled out, so padding and the end mark may be
+      picked.
+    - How many are picked follows from the tower's context, 77 tokens or BERT's 100, so a feature does not depend on the
+      captions beside it. There it follows from the tokens of a row, padding included. Whether all rows have 100 is not
+      known; if they have, the number is that of BERT here. A caption with fewer words fills its groups as far as it
+      can, the second perhaps not at all.
     - With a `depth` above 1 each block has weights of its own; there one block runs several times.
     - A batch of one is trained with the batch norm's running statistics; there it fails.
 
