@@ -120,7 +120,8 @@ def _check(config: TirConfig, clip: ClipConfig) -> None:
     patch, (height, width) = clip.patch_size, clip.image_size
     if clip.stride != patch:
         raise UsageError(
-            f"Restoration needs patches that do not overlap, but the stride is {clip.stride} pixels, the patch {patch}",
+            f"Restoration needs patches that do not overlap, "
+            f"but the stride is {clip.stride} and the patch {patch} pixels",
             where=WHERE,
             remedy=f"Train with a stride of {patch}, or without tir.",
         )
