@@ -1,14 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
-from tiprctl.config import ObjectiveConfig
+from tiprctl.config import ObjectiveConfig, frozen
 from tiprctl.errors import UsageError
 from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, sdm_loss, triplet_loss
 from tiprctl.models.masking import grey
 from tiprctl.objectives import OBJECTIVES, find_objective
-from tiprctl.objectives.base import Role
-from tiprctl.objectives.composition import Composition
+from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
+from tiprctl.objectives.composition import Composition, loss_names
 
 
 def generator():
@@ -129,6 +131,42 @@ def test_a_batch_of_one_identity_or_of_mixed_ones_gives_finite_losses(pids):
     batch.pids = torch.tensor(pids)
     losses = compose(*tiny.objectives("sdm", "itc", "id", "triplet"))(batch, 0.0, generator())
     assert torch.isfinite(losses.total)
+
+
+@frozen
+class NoConfig:
+    """Nothing can be set."""
+
+
+class Sharing(Objective):
+    """The mean of the similarities; that of several counts once for each."""
+
+    Config, group = NoConfig, "mean"
+
+    def forward(self, enc, batch):
+        return ObjectiveOutput(enc.similarity.mean())
+
+    @classmethod
+    def together(cls, objectives, weights):
+        if len(set(weights)) > 1:
+            raise UsageError(f"{len(objectives)} weights")
+        return lambda enc, batch: ObjectiveOutput(len(objectives) * enc.similarity.mean())
+
+
+def test_objectives_of_a_group_share_the_loss_that_they_define(monkeypatch):
+    for name in ("first", "second"):
+        monkeypatch.setitem(OBJECTIVES, name, type(name, (Sharing,), {"name": name}))
+    first, second = (ObjectiveConfig(name=name, weight=3) for name in ("first", "second"))
+    configs = [replace(first, start=0.5), ObjectiveConfig(name="sdm", weight=0), second]
+    assert loss_names(configs) == ["sdm", "second", "first+second"]
+    composition = compose(*configs)
+    alone, both = (composition(tiny.batch(), progress, generator()) for progress in (0.0, 0.5))
+    assert (alone.parts.keys(), both.parts.keys()) == ({"sdm", "second"}, {"sdm", "first+second"})
+    torch.testing.assert_close(both.parts["first+second"], 2 * alone.parts["second"])
+    torch.testing.assert_close(both.total, 2 * alone.total)
+    torch.testing.assert_close(alone.total.detach(), 3 * alone.parts["second"])
+    with pytest.raises(UsageError, match="2 weights"):
+        compose(first, replace(second, weight=2))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0.2, 1.0), (0.0, 0.7)])

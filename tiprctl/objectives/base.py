@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -33,11 +33,16 @@ class ObjectiveOutput:
     figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+Loss = Callable[[Encodings, PairBatch], ObjectiveOutput]
+"""What an objective is called as, and what several that share a loss are called as together."""
+
+
 class Objective(nn.Module):
     """Base of all objectives.
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
-    `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit.
+    `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit; `group` and `together`
+    where it shares its loss with others.
 
     Raises:
         UsageError: the encoder has another head than the one that it needs.
@@ -49,6 +54,8 @@ class Objective(nn.Module):
     """Whether its weights stand for the identities of the training data, and so mean nothing for other data."""
     needs_head: ClassVar[str | None] = None
     """The name of the only head that it can train; None: any."""
+    group: ClassVar[str | None] = None
+    """A name that it has in common with those whose loss it shares while they are active together; None: no other's."""
 
     def __init__(self, config: Any, spec: EncoderSpec):
         super().__init__()
@@ -70,3 +77,12 @@ class Objective(nn.Module):
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")
+
+    @classmethod
+    def together(cls, objectives: Sequence[Objective], weights: Sequence[float]) -> Loss:
+        """The one loss of several objectives of a group, each given with its weight; it counts with the first's.
+
+        Raises:
+            UsageError: they cannot share one.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not define the loss of its group, {cls.group}")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import ObjectiveConfig, from_dict
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch, encode
+from tiprctl.models.encodings import EncoderSpec, Needs, PairBatch, encode
 from tiprctl.objectives import find_objective
-from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
-from tiprctl.objectives.ranked import RankedSimilarity, rank
+from tiprctl.objectives.base import Loss, Objective, Role
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Term:
 
     name: str
     weight: float
-    loss: Callable[[Encodings, PairBatch], ObjectiveOutput]
+    loss: Loss
 
 
 class Composition(nn.Module):
@@ -81,26 +81,18 @@ class Composition(nn.Module):
         return reduce(Needs.merge, (self.objectives[config.name].needs() for config in self.active(progress)), Needs())
 
     def terms(self, progress: float) -> list[Term]:
-        """The losses that are added up at `progress`; all similarities that are ranked share one, of their sum.
+        """The losses that are added up at `progress`; the objectives of a group share one.
 
         Raises:
-            UsageError: those have different weights or margins.
+            UsageError: those of a group cannot share one as they are set.
         """
         return [self._term(configs) for configs in _sharing(self.active(progress))]
 
     def _term(self, configs: Sequence[ObjectiveConfig]) -> Term:
         """The loss of an objective, or of those that share one."""
-        name, objectives = _joined(configs), [self.objectives[config.name] for config in configs]
-        weight, *other_weights = {config.weight for config in configs}
-        if len(objectives) == 1:
-            return Term(name, weight, objectives[0])
-        if other_weights or len({objective.config.margin for objective in objectives}) > 1:
-            raise UsageError(
-                f"The objectives {name} rank one sum of similarities, and cannot have different weights or margins",
-                where="objectives",
-                remedy="Give them the same weight and the same margin, or train with one of them at a time.",
-            )
-        return Term(name, weight, partial(rank, objectives))
+        first, *others = objectives = [self.objectives[config.name] for config in configs]
+        weights = [config.weight for config in configs]
+        return Term(_joined(configs), weights[0], first.together(objectives, weights) if others else first)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -148,9 +140,12 @@ def _active(configs: Sequence[ObjectiveConfig], progress: float) -> list[Objecti
 
 
 def _sharing(configs: Sequence[ObjectiveConfig]) -> list[list[ObjectiveConfig]]:
-    """The objectives by themselves, but those that rank a similarity together, at the end."""
-    ranked = [config for config in configs if issubclass(find_objective(config.name), RankedSimilarity)]
-    return [*([config] for config in configs if config not in ranked), *([ranked] if ranked else [])]
+    """The objectives by themselves, then those of each group together."""
+    groups = defaultdict(list)
+    for config in configs:
+        groups[find_objective(config.name).group].append(config)
+    alone = groups.pop(None, [])
+    return [*([config] for config in alone), *groups.values()]
 
 
 def _joined(configs: Sequence[ObjectiveConfig]) -> str:

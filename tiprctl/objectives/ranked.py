@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tiprctl.config import NonNegative, frozen
+from tiprctl.errors import UsageError
 from tiprctl.losses.ranking import ranking_loss
 from tiprctl.models.encodings import Encodings, PairBatch
 from tiprctl.models.heads.base import Selection
 from tiprctl.models.tokens import Tokens
-from tiprctl.objectives.base import Objective, ObjectiveOutput
+from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput
 
 
 @frozen
@@ -31,6 +33,7 @@ class RankedSimilarity(Objective):
     """
 
     needs_head: ClassVar[str | None] = "parts"
+    group = "ranked"
 
     def similarity(self, enc: Encodings) -> Tensor:
         """Similarities `(B, B)` float32, rows images, columns texts."""
@@ -38,6 +41,17 @@ class RankedSimilarity(Objective):
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         return rank([self], enc, batch)
+
+    @classmethod
+    def together(cls, objectives: Sequence[RankedSimilarity], weights: Sequence[float]) -> Loss:
+        if len(set(weights)) > 1 or len({objective.config.margin for objective in objectives}) > 1:
+            names = "+".join(objective.name for objective in objectives)
+            raise UsageError(
+                f"The objectives {names} rank one sum of similarities, and cannot have different weights or margins",
+                where="objectives",
+                remedy="Give them the same weight and the same margin, or train with one of them at a time.",
+            )
+        return partial(rank, objectives)
 
 
 def rank(objectives: Sequence[RankedSimilarity], enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
