@@ -49,6 +49,13 @@ def test_the_total_weighs_the_parts():
     torch.testing.assert_close(losses.total.detach(), 2 * losses.parts["sdm"] + 10 * losses.parts["triplet"])
 
 
+def test_similarities_that_nobody_reads_are_not_computed(monkeypatch):
+    monkeypatch.delattr("tiprctl.models.encodings.cosine_similarity")
+    compose(*tiny.objectives("id"))(tiny.batch(), 0.0, generator()).total.backward()
+    with pytest.raises(NameError):
+        compose(*tiny.objectives("sdm"))(tiny.batch(), 0.0, generator())
+
+
 def test_objectives_take_part_in_their_share_of_the_training():
     composition = compose(ObjectiveConfig(name="itc", stop=0.4), ObjectiveConfig(name="sdm", start=0.4))
     names = [set(composition(tiny.batch(), at, generator()).parts) for at in (0.0, 0.39, 0.4, 0.99)]

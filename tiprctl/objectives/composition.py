@@ -105,13 +105,12 @@ class Composition(nn.Module):
     def forward(self, batch: PairBatch, progress: float, generator: Generator) -> Losses:
         """The losses of a batch; masks are drawn from `generator`."""
         encodings = encode(self.encoder, batch, self.needs(progress), generator)
-        total, parts = encodings.similarity.new_zeros(()), {}
-        for term in self.terms(progress):
-            output = term.loss(encodings, batch)
-            total = total + term.weight * output.loss
+        outputs = [(term, term.loss(encodings, batch)) for term in self.terms(progress)]
+        parts = {}
+        for term, output in outputs:
             parts[term.name] = output.loss.detach()
             parts |= {f"{term.name}/{figure}": value.detach() for figure, value in output.figures.items()}
-        return Losses(total, parts)
+        return Losses(sum(term.weight * output.loss for term, output in outputs), parts)
 
 
 def build_objective(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:
