@@ -19,8 +19,8 @@ def generator():
 
 def compose(*configs):
     torch.manual_seed(0)
-    head = next((tiny.HEADS[config.name] for config in configs if config.name in tiny.HEADS), "global")
-    return Composition(tiny.encoder(head=head), configs, identities=3)
+    heads = {find_objective(config.name).needs_head for config in configs} - {None}
+    return Composition(tiny.encoder(head=heads.pop() if heads else "global"), configs, identities=3)
 
 
 EACH = pytest.mark.parametrize("name", OBJECTIVES)

@@ -27,8 +27,6 @@ CLIP = ClipConfig(
     text_heads=2,
     vocab_size=100,
 )
-HEADS = {"mgf": "parts", "cfr": "parts", "fcd": "parts", "scvd": "division"}
-"""The head that an objective works on, where not any will do."""
 
 
 def encoder(seed: int = 0, head: str = "global") -> DualEncoder:
