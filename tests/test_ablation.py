@@ -395,6 +395,14 @@ def test_another_ablations_folder_is_refused(ablation, plan, cuhk_manifest, chan
         make(plan_subsets(**{**MINIATURE, **changes}), cuhk_manifest, ablation.folder)
 
 
+def test_other_data_of_the_same_title_would_not_go_into_the_same_folder_unseen(ablation, plan, cuhk_manifest):
+    assert ablation.costs
+    other = replace(cuhk_manifest, captions=cuhk_manifest.captions.iloc[1:])
+    assert other.title == cuhk_manifest.title
+    with pytest.raises(UsageError, match=r"other settings: data_fingerprint\n.*\n.*name another --output"):
+        make(plan, other, ablation.folder)
+
+
 def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(plan, cuhk_manifest, tmp_path):
     with pytest.raises(UsageError, match="something else"):
         make(plan, cuhk_manifest, cuhk_manifest.root)
