@@ -6,6 +6,7 @@ import pickle
 from functools import partial
 from mmap import mmap
 from pathlib import Path
+from shlex import split
 
 import console
 import pytest
@@ -16,6 +17,8 @@ from tiprctl import training
 from tiprctl.ablation import measuring
 from tiprctl.ablation.measuring import peak_memory, weigh
 from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
+from tiprctl.cli.compare import compare
+from tiprctl.config import override
 from tiprctl.data.manifest import find_manifest
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import TrainingError, UsageError
@@ -132,13 +135,58 @@ def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit
             ("sen", "sen-xl"),
             r"differ in model.name \(sen ViT-B-16, sen-xl ViT-L-14\); model.image_size .*\n--recipes\n",
         ),
-        (("clip", "irra-published"), r"batch_size \(clip 128, irra-published 64\)\n.*\n.*alike: --set batch_size=…"),
+        (
+            ("clip", "irra-published"),
+            r"batch_size \(clip 128, irra-published 64\)\n.*\n.*alike, as in --set batch_size=128",
+        ),
+        (
+            ("irra", "cfine"),
+            r"image_size \(irra \(384, 128\), cfine \(224, 224\)\); batch_size \(irra 128, cfine 32\)"
+            r"\n--recipes\n.* --set 'model.image_size=\[384, 128\]' --set batch_size=128$",
+        ),
         (("clip", "synth"), r"model.pretrained \(clip openai, synth none\)"),
     ],
 )
 def test_recipes_that_steps_would_not_compare_are_refused(recipes, message):
     with pytest.raises(UsageError, match=message):
         check_alike({name: RECIPES[name] for name in recipes})
+
+
+def test_one_text_encoder_by_two_names_is_one():
+    bert, named, other = (
+        override(RECIPES["clip"], {"model.text_encoder": encoder})
+        for encoder in ("bert", "bert:bert-base-uncased", "bert:elsewhere")
+    )
+    check_alike({"bert": bert, "named": named})
+    with pytest.raises(UsageError, match=r"model.text_encoder \(bert bert, other bert:elsewhere\)"):
+        check_alike({"bert": bert, "other": other})
+
+
+@pytest.mark.parametrize(
+    ("example", "names"),
+    [
+        ("tiprctl compare cuhk-pedes --recipes irra,sen --budget steps", ["irra", "sen"]),
+        (
+            "tiprctl compare --set batch_size=128 --set 'model.image_size=[384,128]'",
+            ["clip", "irra", "sen", "cfine", "scvd"],
+        ),
+    ],
+)
+def test_the_examples_for_photographs_compare_what_can_be_compared(home, monkeypatch, example, names):
+    """Up to where the experiment begins, which here it does not."""
+    plans = []
+
+    def planned(plan, *_, **__):
+        plans.append(plan)
+        raise UsageError("Planned")
+
+    monkeypatch.setattr("tiprctl.ablation.experiment.Experiment", planned)
+    assert f"\n    {example}\n" in compare.__doc__
+    assert run(*split(example)[2:], exit_code=2).stderr == "error: Planned\n"
+    (plan,) = plans
+    assert plan.names == names
+    assert {contender.config.batch_size for contender in plan.contenders} == {128}
+    assert {contender.config.model.image_size for contender in plan.contenders} == {(384, 128)}
 
 
 def test_a_setting_concerns_the_recipes_that_have_its_objective():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
+from shlex import quote
 from types import MappingProxyType
 
 from tiprctl.ablation.parts import lasting
@@ -24,6 +26,9 @@ ALIKE = (
     *("batch_size", "select_on", "amp"),
 )
 """What recipes must have alike to be compared."""
+
+MEANT = MappingProxyType({"model.text_encoder": "model.bert"})
+"""Where a configuration tells what is meant by a setting that can be written in two ways."""
 
 
 def parse_recipes(text: str) -> tuple[str, ...]:
@@ -90,18 +95,26 @@ def check_alike(recipes: Mapping[str, TrainConfig]) -> None:
     Raises:
         UsageError: they do; what differs is named, with who has which value.
     """
-    values = {key: {name: attrgetter(key)(recipe) for name, recipe in recipes.items()} for key in ALIKE}
-    differing = {key: of_key for key, of_key in values.items() if len(set(of_key.values())) > 1}
+    differing = [key for key in ALIKE if len(set(map(attrgetter(MEANT.get(key, key)), recipes.values()))) > 1]
     if differing:
-        shown = (
-            f"{key} ({', '.join(f'{name} {value}' for name, value in of_key.items())})"
-            for key, of_key in differing.items()
-        )
+        first = next(iter(recipes.values()))
         raise UsageError(
-            f"The recipes differ in {'; '.join(shown)}",
+            f"The recipes differ in {'; '.join(_values(key, recipes) for key in differing)}",
             where=OPTION,
-            remedy=f"Leave some out, or make them alike: {' '.join(f'--set {key}=…' for key in differing)}",
+            remedy=f"Leave some out, or make them alike, as in {' '.join(_setting(key, first) for key in differing)}",
         )
+
+
+def _values(key: str, recipes: Mapping[str, TrainConfig]) -> str:
+    """Who has which value."""
+    return f"{key} ({', '.join(f'{name} {attrgetter(key)(recipe)}' for name, recipe in recipes.items())})"
+
+
+def _setting(key: str, recipe: TrainConfig) -> str:
+    """The option that gives a value of `recipe` to all, as a shell takes it."""
+    value = attrgetter(key)(recipe)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"--set {quote(f'{key}={text}')}"
 
 
 def _own_places(recipe: TrainConfig) -> set[str]:

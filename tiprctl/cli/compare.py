@@ -51,10 +51,13 @@ def compare(
 
     Stopped with Ctrl-C, it goes on when the same command is given again.
 
+    On photographs cfine has another input and batch size than the others: --set gives the same to all, as below.
+
     \b
     tiprctl compare
     tiprctl compare synth-pedes --recipes clip,irra,sen --seeds 3
     tiprctl compare cuhk-pedes --recipes irra,sen --budget steps
+    tiprctl compare --set batch_size=128 --set 'model.image_size=[384,128]'
     tiprctl compare --start-epochs 4 --epochs 1.5 --set batch_size=32 --json
     """
     from tiprctl.ablation.methods import FIXED, START_RECIPE, parse_recipes, plan_recipes, settings_of
