@@ -13,12 +13,13 @@ from tiprctl.config import CaptionConfig, override
 from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import TrainingCaptions, captions_origin, flag_content, kept_classes
 from tiprctl.data.manifest import Manifest
-from tiprctl.data.phrases import phrases_of, prompt
+from tiprctl.data.phrases import phrases_of
 from tiprctl.data.pruning import FILE_NAME, prune_captions
 from tiprctl.data.synth_pedes import wording
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, classify, prune, tokens_of
 from tiprctl.errors import InputError, UsageError
 from tiprctl.progress import Listener
+from tiprctl.prompts import prompt
 from tiprctl.runs import LAST
 from tiprctl.tokenizer import default_tokenizer
 from tiprctl.training import Trainer

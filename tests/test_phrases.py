@@ -1,4 +1,4 @@
-"""The noun phrases of captions, and their prompts as token ids."""
+"""The noun phrases of captions, and their prompts: in words and as token ids."""
 
 from importlib import metadata
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tiprctl.data import tagging
-from tiprctl.data.phrases import noun_phrases, phrases_of, prompt
+from tiprctl.data.phrases import noun_phrases, phrases_of
 from tiprctl.data.tagging import classify
 from tiprctl.errors import UsageError
-from tiprctl.prompts import Prompts
+from tiprctl.prompts import Prompts, prompt
 from tiprctl.tokenizer import default_tokenizer
 
 TOKENIZER = default_tokenizer()

@@ -15,7 +15,7 @@ import torch
 from tiprctl import reranking
 from tiprctl.checkpoint import read_header
 from tiprctl.data.decoding import DecodedImages
-from tiprctl.data.phrases import phrases_of, prompt
+from tiprctl.data.phrases import phrases_of
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import InputError, UsageError
 from tiprctl.evaluation import EvaluationData, score, top_hits
@@ -25,6 +25,7 @@ from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
+from tiprctl.prompts import prompt
 from tiprctl.reranking import Reranking, check_reranks, rerank
 from tiprctl.runs import BEST
 from tiprctl.sources import load_embedder

@@ -1,4 +1,4 @@
-"""The prompts of captions as token ids, each distinct one once: what the data make and the text tower reads."""
+"""The prompts of captions: a phrase in the words that CLIP reads, and the token ids of all, each distinct one once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from tiprctl.tokenizer import Tokenizer, row_lengths
+
+
+def prompt(phrase: str) -> str:
+    """A phrase as CLIP reads descriptions; without an article, since "black trousers" and "long hair" bear none."""
+    return f"a photo of a person with {phrase}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from tiprctl.data.decoding import DecodedImages
-from tiprctl.data.phrases import LIMIT, phrases_of, prompt
+from tiprctl.data.phrases import LIMIT, phrases_of
 from tiprctl.data.tagging import find_tagger
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
 from tiprctl.models.tokens import Tokens
-from tiprctl.prompts import Prompts
+from tiprctl.prompts import Prompts, prompt
 
 DEFAULT_TAGGER = "hanta"
 """What tags captions for a model that does not tell who tagged those that it learnt."""

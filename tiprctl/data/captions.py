@@ -12,11 +12,11 @@ from torch import Generator, Tensor
 
 from tiprctl.config import CaptionConfig
 from tiprctl.data.manifest import Manifest
-from tiprctl.data.phrases import noun_phrases, prompt
+from tiprctl.data.phrases import noun_phrases
 from tiprctl.data.pruning import read_origin, read_pruned
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
 from tiprctl.errors import UsageError
-from tiprctl.prompts import Prompts
+from tiprctl.prompts import Prompts, prompt
 from tiprctl.token_masking import mask_tokens
 from tiprctl.tokenizer import Tokenizer, clean, row_lengths
 

@@ -1,7 +1,8 @@
 """What a caption names, phrase by phrase: SCVD's semantics deconstructor, by part of speech.
 
 Only its purpose is published: prompts made of the raw description that CLIP understands well (Wei et al., 2024). The
-phrases, how they are chosen and the prompt's wording are this project's reading (docs/methods/scvd.md).
+phrases and how they are chosen are this project's reading (docs/methods/scvd.md), as is the wording of the prompts that
+are made of them (`tiprctl.prompts`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ def noun_phrases(caption: str, classes: str, limit: int = LIMIT) -> list[str]:
     phrases = list(dict.fromkeys(" ".join(tokens[start:end]) for start, end in spans))
     telling = set(sorted(phrases, key=lambda phrase: " " not in phrase)[:limit])
     return [phrase for phrase in phrases if phrase in telling] or [caption]
-
-
-def prompt(phrase: str) -> str:
-    """A phrase as CLIP reads descriptions; without an article, since "black trousers" and "long hair" bear none."""
-    return f"a photo of a person with {phrase}"
 
 
 def phrases_of(captions: Sequence[str], tagger: str, limit: int = LIMIT) -> list[list[str]]:
