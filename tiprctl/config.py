@@ -20,6 +20,8 @@ Count = Annotated[int, Field(ge=1)]
 
 BERT = "bert-base-uncased"
 """The BERT that CFine was published with, and the default."""
+MOST_PHRASES = 6
+"""Phrases of a caption at most: SCVD sums its loss over one global and six local pairs."""
 
 STRICT = ConfigDict(extra="forbid")
 frozen = dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -108,7 +110,7 @@ class CaptionConfig:
     prune: Fraction = 0.0
     mask_content: Fraction = 0.0
     mask_other: Fraction = 0.0
-    phrases: Annotated[int, Field(ge=0, le=6)] = 0
+    phrases: Annotated[int, Field(ge=0, le=MOST_PHRASES)] = 0
 
 
 @frozen

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tiprctl.config import (
+    MOST_PHRASES,
     AugmentConfig,
     CaptionConfig,
     ModelConfig,
@@ -144,7 +145,7 @@ SCVD = Method(
         recipe="scvd",
         objectives=(ObjectiveConfig(name="scvd"),),
         model=ModelConfig(head="division"),
-        captions=CaptionConfig(phrases=6),
+        captions=CaptionConfig(phrases=MOST_PHRASES),
     ),
     paper="SCVD (TCSVT 2024)",
 )

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiprctl.config import MOST_PHRASES
 from tiprctl.data.decoding import DecodedImages
-from tiprctl.data.phrases import LIMIT, phrases_of
+from tiprctl.data.phrases import phrases_of
 from tiprctl.data.tagging import find_tagger
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.embedder import Embedder, over_captions
@@ -147,7 +148,7 @@ def rerank(
 def _describe(embedder: Embedder, captions: Sequence[str], progress: Progress) -> _Described:
     """Tag the captions, and encode them and the prompts of their phrases."""
     config, tagger = embedder.origin.config, embedder.origin.tagger or DEFAULT_TAGGER
-    limit = (config.captions.phrases if config else 0) or LIMIT
+    limit = (config.captions.phrases if config else 0) or MOST_PHRASES
     texts: list[list[str]] = []
     with progress("Tagging", len(captions), "captions") as advance:
         for start in range(0, len(captions), TAGGED_AT_ONCE):

@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tiprctl.config import MOST_PHRASES
 from tiprctl.data.tagging import ADJECTIVE, NOUN, classify, find_tagger, tokens_of
-
-LIMIT = 6
-"""Phrases of a caption at most: SCVD sums its loss over one global and six local pairs."""
 
 _PHRASE = re.compile(f"[{ADJECTIVE}{NOUN}]*{NOUN}")
 
 
-def noun_phrases(caption: str, classes: str, limit: int = LIMIT) -> list[str]:
+def noun_phrases(caption: str, classes: str, limit: int = MOST_PHRASES) -> list[str]:
     """The noun phrases of a caption, at most `limit` (1 or more), in order and in lower case: "long black hair".
 
     A phrase is the longest run of adjectives and nouns, as `classes` has them for `tokens_of(caption)`, that ends in a
@@ -34,7 +32,7 @@ def noun_phrases(caption: str, classes: str, limit: int = LIMIT) -> list[str]:
     return [phrase for phrase in phrases if phrase in telling] or [caption]
 
 
-def phrases_of(captions: Sequence[str], tagger: str, limit: int = LIMIT) -> list[list[str]]:
+def phrases_of(captions: Sequence[str], tagger: str, limit: int = MOST_PHRASES) -> list[list[str]]:
     """The noun phrases of sentences that nobody has tagged yet, by the tagger of that name.
 
     Raises:
