@@ -23,7 +23,7 @@ from tiprctl.config import ModelConfig, override, to_dict
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, mark_latest, write_json
-from tiprctl.sources import find_source, load_embedder
+from tiprctl.sources import Preview, find_source, load_embedder, preview
 from tiprctl.starting import build_start
 from tiprctl.training import Trainer
 
@@ -65,6 +65,16 @@ def test_an_encoder_survives_the_file(checkpoint):
 def test_only_the_tensors_asked_for_are_read(checkpoint):
     tensors, _ = read_checkpoint(checkpoint, "objectives.")
     assert tensors.keys() == {"x"}
+
+
+def test_what_is_known_before_weights_are_read(tmp_path):
+    header = HEADER | encoder_header(tiny.encoder(head="division")) | {"captions": {"tagger": "textblob"}}
+    save_checkpoint(tmp_path / "no-weights", {}, header)
+    assert preview(tmp_path / "no-weights") == Preview("division", "d", Path("data/d"), "textblob")
+    older = {key: value for key, value in header.items() if key not in ("data_root", "captions")}
+    save_checkpoint(tmp_path / "older", {}, older)
+    assert preview(tmp_path / "older") == Preview("division", "d")
+    assert preview("ViT-B-16/openai") == Preview("global")
 
 
 def test_an_embedder_knows_where_it_comes_from(checkpoint):

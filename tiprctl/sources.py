@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tiprctl.checkpoint import is_own, load_encoder, weights_fingerprint
+from tiprctl.checkpoint import is_own, load_encoder, read_header, weights_fingerprint
 from tiprctl.config import ModelConfig, TrainConfig, from_dict
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES
 from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.heads.global_token import GlobalToken
 from tiprctl.models.weights import find_weights, fit_clip
 from tiprctl.runs import LATEST, RUNS, Run, latest_run
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is known of a model before its weights are read: its head, and of a run's the data that it learnt from and
+    what told its captions' nouns, where it needed to know them."""
+
+    head: str = GlobalToken.name
+    dataset: str | None = None
+    data_root: Path | None = None
+    tagger: str | None = None
+
+
+def preview(source: str | Path | None) -> Preview:
+    """What the header of a model's checkpoint tells; a published CLIP has none.
+
+    Raises:
+        UsageError, InputError: as `load_embedder`, but for damaged weights.
+    """
+    file = find_source(source)
+    return _previewed(read_header(file)) if file is not None and is_own(file) else Preview()
+
+
+def _previewed(header: Mapping[str, Any]) -> Preview:
+    """What a header tells; those of older versions tell less."""
+    root = header.get("data_root")
+    return Preview(
+        head=header["head"],
+        dataset=header["dataset"],
+        data_root=Path(root) if root else None,
+        tagger=(header.get("captions") or {}).get("tagger"),
+    )
 
 
 def load_embedder(source: str | Path | None, *, device: torch.device) -> Embedder:
@@ -35,14 +71,15 @@ def load_embedder(source: str | Path | None, *, device: torch.device) -> Embedde
 def _own(file: Path) -> tuple[DualEncoder, Origin]:
     """The encoder of a checkpoint that a run wrote."""
     encoder, header = load_encoder(file)
+    known = _previewed(header)
     origin = Origin(
         description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
         fingerprint=header["fingerprint"],
         config=from_dict(TrainConfig, header["config"], where=str(file)),
-        dataset=header["dataset"],
-        data_root=Path(root) if (root := header.get("data_root")) else None,
+        dataset=known.dataset,
+        data_root=known.data_root,
         data_fingerprint=header.get("data_fingerprint"),
-        tagger=(header.get("captions") or {}).get("tagger"),
+        tagger=known.tagger,
         selected_on=header["selected_on"],
     )
     return encoder, origin

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tiprctl.evaluation import EvaluationData, Measurement, SplitFeatures
     from tiprctl.models.embedder import Embedder, Origin
     from tiprctl.reranking import Reranking
+    from tiprctl.sources import Preview
 
 
 @dataclass(frozen=True)
@@ -102,31 +103,22 @@ def _measured(models: list[str], asked: Asked) -> Iterator[Measurement]:
 
 
 def _task(model: str, asked: Asked) -> Task:
-    from tiprctl.checkpoint import is_own, read_header
-    from tiprctl.sources import find_source
-
-    file = find_source(model)
-    header = read_header(file) if file is not None and is_own(file) else {}
-    if asked.rerank is not None:
-        _check_reranks(model, header)
-    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(header, asked)])
-
-
-def _check_reranks(model: str, header: dict[str, Any]) -> None:
-    from tiprctl.models.heads.global_token import GlobalToken
     from tiprctl.reranking import check_reranks
+    from tiprctl.sources import preview
 
-    captions = header.get("captions") or {}
-    check_reranks(header.get("head", GlobalToken.name), captions.get("tagger"), model=model)
+    known = preview(model)
+    if asked.rerank is not None:
+        check_reranks(known.head, known.tagger, model=model)
+    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(known, asked)])
 
 
-def _data_sets(header: dict[str, Any], asked: Asked) -> list[Manifest]:
-    """The data sets asked for; without any, those of the checkpoint's header: where they were, or else by name."""
+def _data_sets(known: Preview, asked: Asked) -> list[Manifest]:
+    """The data sets asked for; without any, those that the model learnt from: where they were, or else by name."""
     from tiprctl.data.manifest import FILE_NAME, find_manifest, read_manifest
 
-    own = header.get("data_root")
-    if asked.data or asked.root or own is None or not (Path(own) / FILE_NAME).is_file():
-        return [find_manifest(name, asked.root) for name in asked.data or [header.get("dataset")]]
+    own = known.data_root
+    if asked.data or asked.root or own is None or not (own / FILE_NAME).is_file():
+        return [find_manifest(name, asked.root) for name in asked.data or [known.dataset]]
     return [read_manifest(own)]
 
 
