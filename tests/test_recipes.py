@@ -17,6 +17,7 @@ from tiprctl.errors import UsageError
 from tiprctl.models.clip import SIZES, Clip, named_size
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives import OBJECTIVES, find_objective
+from tiprctl.objectives.base import Objective
 from tiprctl.objectives.composition import Composition
 from tiprctl.optimisation import parameter_groups
 from tiprctl.recipes import DEFAULT_WEIGHTS, FIGURES, RECIPES, find_recipe, published_rows, with_objectives
@@ -228,6 +229,22 @@ def test_cfines_objectives_bring_its_head_and_leave_the_captions():
         "objectives.fcd": to_dict(ObjectiveConfig(name="fcd", weight=10)),
     }
     assert config.model.head_options == cfine.model.head_options
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "phrases"),
+    [("parts", RECIPES["cfine"].model.head_options, 0), ("division", {}, 6), ("mine", {}, 0), ("global", {}, 0)],
+)
+def test_an_objective_of_ones_own_brings_the_head_that_it_needs(monkeypatch, head, options, phrases):
+    monkeypatch.setitem(OBJECTIVES, "own", type("Own", (Objective,), {"name": "own", "needs_head": head}))
+    config = with_objectives(RECIPES["sen"], None, "own")
+    assert (config.model.head, config.model.head_options, config.captions.phrases) == (head, options, phrases)
+    assert replace(config.model, head="global", head_options={}) == RECIPES["sen"].model
+    there = override(RECIPES["sen"], {"model.head": head, "model.head_options": {"kept": 1}})
+    assert with_objectives(there, None, "own").model == there.model
+    other = "scvd" if head == "parts" else "mgf"
+    with pytest.raises(UsageError, match=f"own needs the head {head}, and {other} the head"):
+        with_objectives(RECIPES["sen"], None, f"own,{other}")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from tiprctl.config import (
 )
 from tiprctl.data.synth_pedes import SYNTH_PEDES
 from tiprctl.errors import UsageError, unknown_name
-from tiprctl.objectives import OBJECTIVES
+from tiprctl.objectives import OBJECTIVES, find_objective
 
 FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
 """The figures by which methods are compared, in percent, by the names of the field."""
@@ -210,10 +210,8 @@ DEFAULT_WEIGHTS = MappingProxyType(
     {objective.name: objective.weight for method in (IRRA, CFINE, SCVD, SEN) for objective in method.config.objectives}
 )
 
-# The methods whose objectives work on a head of their own, by these objectives, for where one is added by name alone.
-WITH_HEAD = MappingProxyType(
-    {objective.name: method.config for method in (CFINE, SCVD) for objective in method.config.objectives}
-)
+# The methods that have a head of their own, by its name, for where an objective that needs it is added by name alone.
+WITH_HEAD = MappingProxyType({method.config.model.head: method.config for method in (CFINE, SCVD)})
 
 
 def published_rows(dataset: str) -> list[dict[str, Any]]:
@@ -275,7 +273,7 @@ def _with_head_of(source: ModelConfig, model: ModelConfig) -> ModelConfig:
 def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) -> TrainConfig:
     """`config` with its objectives replaced by the comma-separated `losses` and extended by those of `aux`.
 
-    Objectives that work on a head bring it, and the phrases of the captions if they read them.
+    Objectives that need a head bring it, set as in the method that it is of, and with it the phrases that this reads.
 
     Raises:
         UsageError: an objective is unknown or named twice, or two of them work on different heads.
@@ -295,25 +293,32 @@ def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) ->
 
 
 def _fitted(config: TrainConfig) -> TrainConfig:
-    """`config` with the head and the phrases that its objectives need; as it is where they need none.
+    """`config` with the head that its objectives need, and the phrases that go with it; as it is where any will do."""
+    head = _needed_head(config.objectives)
+    if head is None:
+        return config
+    method = WITH_HEAD.get(head, replace(config, model=ModelConfig(head=head)))
+    model = config.model if config.model.head == head else _with_head_of(method.model, config.model)
+    phrases = config.captions.phrases or method.captions.phrases
+    return replace(config, model=model, captions=replace(config.captions, phrases=phrases))
+
+
+def _needed_head(objectives: Iterable[ObjectiveConfig]) -> str | None:
+    """The only head that the objectives can train; None: any.
 
     Raises:
         UsageError: two of them need different heads.
     """
-    needing = {each.name: WITH_HEAD[each.name] for each in config.objectives if each.name in WITH_HEAD}
-    if not needing:
-        return config
-    (name, method), *others = needing.items()
+    heads = ((each.name, find_objective(each.name).needs_head) for each in objectives)
+    (name, head), *others = [(name, head) for name, head in heads if head is not None] or [("", None)]
     for other, its in others:
-        if its.model.head != method.model.head:
+        if its != head:
             raise UsageError(
-                f"{name} needs the head {method.model.head}, and {other} the head {its.model.head}",
+                f"{name} needs the head {head}, and {other} the head {its}",
                 where="objectives",
                 remedy="Train with one of the two.",
             )
-    model = config.model if config.model.head == method.model.head else _with_head_of(method.model, config.model)
-    phrases = config.captions.phrases or method.captions.phrases
-    return replace(config, model=model, captions=replace(config.captions, phrases=phrases))
+    return head
 
 
 def _names(text: str) -> list[str]:
