@@ -19,6 +19,7 @@ from tiprctl.data.phrases import phrases_of
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import InputError, UsageError
 from tiprctl.evaluation import EvaluationData, score, top_hits
+from tiprctl.gallery.search import Hits
 from tiprctl.metrics import top_ranks
 from tiprctl.models.clip import Clip
 from tiprctl.models.embedder import Embedder, Origin
@@ -26,7 +27,7 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
 from tiprctl.prompts import prompt
-from tiprctl.reranking import Reranking, check_reranks, rerank
+from tiprctl.reranking import Reranking, check_reranks, rerank, rerank_hits
 from tiprctl.runs import BEST
 from tiprctl.sources import load_embedder
 from tiprctl.tokenizer import default_tokenizer
@@ -220,6 +221,26 @@ def test_pairs_of_one_image_share_its_patches():
     found = torch.rand(6, 4, generator=generator) < 0.6
     alone = head.pair_scores(image, patches.repeat_interleave(3, dim=0), text, prompts, found)
     assert torch.allclose(head.pair_scores(image, patches, text, prompts, found), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [2, 9])
+def test_hits_are_ranked_again_from_the_files_of_the_first_alone(embedder, cuhk_manifest, first):
+    split = cuhk_manifest.split("train")
+    hits = Hits(np.array([[6, 1, 3], [1, 4, 0]]), np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]], np.float32))
+    known = set(hits.indices[:, :first].flatten().tolist())
+    paths = [path.name if number in known else "gone.jpg" for number, path in enumerate(split.image_paths)]
+    before = hits.indices.copy()
+
+    again, done = rerank_hits(embedder, CAPTIONS[:2], split.image_paths[0].parent, paths, hits, first)
+
+    whole = DecodedImages(split.image_paths, embedder.image_size)
+    expected = rerank(embedder, CAPTIONS[:2], whole, torch.from_numpy(before[:, :first]))
+    assert torch.equal(done.indices, expected.indices)
+    assert (done.images, done.first) == (len(known), min(first, 3))
+    assert again.indices.tolist() == [[*new, *old[first:]] for new, old in zip(done.indices.tolist(), before.tolist())]
+    np.testing.assert_allclose(again.scores[:, :first], expected.scores, atol=1e-5)
+    assert (again.scores[:, first:] == hits.scores[:, first:]).all()
+    assert (hits.indices == before).all()
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])

@@ -10,9 +10,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.phrases import phrases_of
 from tiprctl.data.tagging import find_tagger
 from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.search import Hits
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
 from tiprctl.models.tokens import Tokens
@@ -37,6 +40,10 @@ TAGGED_AT_ONCE = 64
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 """Opened with what is done, how many times, and of what; the context's function is told how many more are done."""
+
+
+def _unseen(what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda count: None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def rerank(
     images: DecodedImages,
     first: Tensor,
     *,
-    progress: Progress = lambda what, total, unit: nullcontext(lambda count: None),
+    progress: Progress = _unseen,
 ) -> Reranking:
     """Order the `first` (Q, K) of `images` anew for each of Q captions; equal scores keep their order.
 
@@ -143,6 +150,31 @@ def rerank(
         images=len(first.unique()),
         seconds=time.perf_counter() - started,
     )
+
+
+def rerank_hits(
+    embedder: Embedder,
+    captions: Sequence[str],
+    folder: Path,
+    paths: Sequence[str],
+    hits: Hits,
+    first: int,
+    *,
+    progress: Progress = _unseen,
+) -> tuple[Hits, Reranking]:
+    """The `hits` of each of Q captions with the first of them in their new order, and what that cost.
+
+    The hits are among the images of these `paths` below `folder`, and so are the indices of the re-ranking; only the
+    first ones' files are read. Raises as `rerank`.
+    """
+    best = hits.indices[:, :first]
+    rows = np.unique(best)
+    images = DecodedImages([folder / paths[row] for row in rows], embedder.image_size)
+    images.keep_if_small()
+    done = rerank(embedder, captions, images, torch.from_numpy(np.searchsorted(rows, best)), progress=progress)
+    done = replace(done, indices=torch.from_numpy(rows)[done.indices])
+    indices, scores = done.put_first(torch.from_numpy(hits.indices), torch.from_numpy(hits.scores))
+    return Hits(indices.numpy(), scores.numpy()), done
 
 
 def _describe(embedder: Embedder, captions: Sequence[str], progress: Progress) -> _Described:

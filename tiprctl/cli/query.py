@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,24 +168,15 @@ def _check_reranks(embedder: Embedder) -> None:
 def _rerank(
     embedder: Embedder, sentences: Sequence[str], gallery: Gallery, hits: Hits, first: int
 ) -> tuple[Hits, Reranking]:
-    """The hits with the first of each sentence in their new order, read from their files again; and what that cost."""
-    import numpy as np
-    from torch import from_numpy
+    """The hits with the first of each sentence in their new order, and what that cost, which is told."""
+    from tiprctl.reranking import rerank_hits
 
-    from tiprctl.data.decoding import DecodedImages
-    from tiprctl.gallery.search import Hits
-    from tiprctl.reranking import rerank
-
-    best = hits.indices[:, :first]
-    rows = np.unique(best)
-    crops = DecodedImages([gallery.root / gallery.paths[row] for row in rows], embedder.image_size)
-    crops.keep_if_small()
-    found = rerank(embedder, sentences, crops, from_numpy(np.searchsorted(rows, best)), progress=render.progress)
-    found = replace(found, indices=from_numpy(rows)[found.indices])
-    note_reranking(found, len(gallery.paths))
-    render.note(f"The scores of the first {found.first:,} are those of pairs; those of any others are cosines.")
-    indices, scores = found.put_first(from_numpy(hits.indices), from_numpy(hits.scores))
-    return Hits(indices.numpy(), scores.numpy()), found
+    hits, reranking = rerank_hits(
+        embedder, sentences, gallery.root, gallery.paths, hits, first, progress=render.progress
+    )
+    note_reranking(reranking, len(gallery.paths))
+    render.note(f"The scores of the first {reranking.first:,} are those of pairs; those of any others are cosines.")
+    return hits, reranking
 
 
 def _print(
