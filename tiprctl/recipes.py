@@ -309,8 +309,10 @@ def _needed_head(objectives: Iterable[ObjectiveConfig]) -> str | None:
     Raises:
         UsageError: two of them need different heads.
     """
-    heads = ((each.name, find_objective(each.name).needs_head) for each in objectives)
-    (name, head), *others = [(name, head) for name, head in heads if head is not None] or [("", None)]
+    needing = [(each.name, head) for each in objectives if (head := find_objective(each.name).needs_head)]
+    if not needing:
+        return None
+    (name, head), *others = needing
     for other, its in others:
         if its != head:
             raise UsageError(
