@@ -260,6 +260,10 @@ def test_what_is_added_is_found_by_its_name(example):
     [
         (Objective, "tir", "'tir' is an objective already"),
         (Head, "global", "'global' is a head already"),
+        (Head, "sdm", "'sdm' is an objective already"),
+        (Objective, "parts", "'parts' is a head already"),
+        (Objective, "optim", "'optim' is a part of the configuration already"),
+        (Head, "captions", "'captions' is a part of the configuration already"),
         (Objective, "my.loss", "'my.loss' cannot be the name of an objective"),
         (Head, "Pooled", "'Pooled' cannot be the name of a head"),
         (Objective, None, "None cannot be the name of an objective"),

@@ -189,6 +189,10 @@ class TrainConfig:
             raise ValueError(f"an objective is named twice: {', '.join(sorted(twice))}")
 
 
+PARTS = tuple(each.name for each in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(each.default_factory))
+"""The parts of a `TrainConfig` that have fields of their own: `model`, `augment` and so on."""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON-able values."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tiprctl.config import Count, Fraction, NonNegative, Positive, frozen
+from tiprctl.config import PARTS, Count, Fraction, NonNegative, Positive, frozen
 from tiprctl.data.catalog import DATA_SETS
 from tiprctl.data.records import DataSet, Fields, Record, SplitSize, read_objects
 from tiprctl.errors import UsageError
@@ -54,7 +54,8 @@ def add(*things: type[Objective] | type[Head] | DataSet) -> None:
     """Make objectives, heads and data sets known by their names, beside the built-in ones, in this process.
 
     Raises:
-        UsageError: one of them is none of these, has no proper name, or has the name of another of its kind.
+        UsageError: one of them is none of these, has no proper name, or has the name of another: of a data set, or of
+            what settings are given for, an objective, a head or a part of the configuration.
     """
     for thing in things:
         kind, table = _table_of(thing)
@@ -65,8 +66,8 @@ def add(*things: type[Objective] | type[Head] | DataSet) -> None:
                 where=_whereabouts(thing),
                 remedy="Take small letters and digits, with - and _ between them.",
             )
-        if table.get(name, thing) is not thing:
-            raise UsageError(f"{name!r} is {kind} already", where=_whereabouts(thing), remedy="Choose another name.")
+        if table.get(name) is not thing and (taken := _taken(name, table)):
+            raise UsageError(f"{name!r} is {taken} already", where=_whereabouts(thing), remedy="Choose another name.")
         table[name] = thing
 
 
@@ -82,6 +83,14 @@ def _table_of(thing: object) -> tuple[str, dict[str, Any]]:
         f"{thing!r} is neither an objective, nor a head, nor a data set",
         remedy="Give a class that derives from Objective or Head, or a DataSet.",
     )
+
+
+def _taken(name: str, table: dict[str, Any]) -> str | None:
+    """What has the name already, with its article, where things of this table are found by name; None where nothing."""
+    data_sets = {"a data set": DATA_SETS}
+    with_settings = {"an objective": OBJECTIVES, "a head": HEADS, "a part of the configuration": PARTS}
+    kinds = data_sets if table is DATA_SETS else with_settings
+    return next((kind for kind, names in kinds.items() if name in names), None)
 
 
 def _whereabouts(thing: DataSet | type) -> str:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from tiprctl.config import ObjectiveConfig, TrainConfig, from_dict, override, to_dict
+from tiprctl.config import PARTS, ObjectiveConfig, TrainConfig, from_dict, override, to_dict
 from tiprctl.errors import UsageError, unknown_name
 from tiprctl.models.heads import HEADS
 from tiprctl.objectives import OBJECTIVES, find_objective
@@ -106,16 +106,15 @@ def _holders(values: dict[str, Any], objectives: dict[str, Any], place: str) -> 
         own = objectives[place]
         options = (field.name for field in fields(find_objective(place).Config))
         return dict.fromkeys(SHARED, own) | dict.fromkeys(options, own["options"])
-    parts = {name: part for name, part in values.items() if isinstance(part, dict)}
-    if place in parts:
-        return dict.fromkeys(parts[place], parts[place])
+    if place in PARTS:
+        return dict.fromkeys(values[place], values[place])
     head = values["model"]["head"]
     options = [field.name for field in fields(HEADS[head].Config)] if head in HEADS else []
     if options and place == head:
         return dict.fromkeys(options, values["model"]["head_options"])
     if place:
-        raise _unknown("place", place, (*objectives, *([head] if options else []), *parts))
-    return {name: values for name in values if name not in (*parts, *FIXED)}
+        raise _unknown("place", place, (*objectives, *([head] if options else []), *PARTS))
+    return {name: values for name in values if name not in (*PARTS, *FIXED)}
 
 
 def _unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
