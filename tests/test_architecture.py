@@ -18,6 +18,7 @@ FLOORS = (
         "tiprctl.token_masking",
         "tiprctl.prompts",
         "tiprctl.errors",
+        "tiprctl.names",
         "tiprctl.files",
         "tiprctl.images",
         "tiprctl.canvas",

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from tiprctl.ablation.parts import lasting
 from tiprctl.ablation.plan import BUDGETS, Contender, Plan, durations
 from tiprctl.config import TrainConfig
-from tiprctl.errors import UsageError, unknown_name
+from tiprctl.errors import UsageError
+from tiprctl.names import parse_names
 from tiprctl.recipes import CLIP, RECIPES
 
 OPTION = "--recipes"
@@ -37,12 +38,7 @@ def parse_recipes(text: str) -> tuple[str, ...]:
     Raises:
         UsageError: there are fewer than two, one is unknown (the choices are listed) or named twice.
     """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    for name in names:
-        if name not in RECIPES:
-            raise unknown_name("recipe", name, RECIPES)
-        if names.count(name) > 1:
-            raise UsageError(f"The recipe {name!r} is named twice", where=OPTION, remedy="Name each recipe once.")
+    names = parse_names(text, "recipe", RECIPES, where=OPTION)
     if len(names) < 2:
         raise UsageError(
             "There is nothing to compare" if not names else f"There is nothing to compare {names[0]} with",

@@ -7,7 +7,8 @@ from itertools import combinations
 
 from tiprctl.ablation.plan import BUDGETS, Contender, Plan, durations
 from tiprctl.config import CaptionConfig, TrainConfig
-from tiprctl.errors import UsageError, unknown_name
+from tiprctl.errors import UsageError
+from tiprctl.names import parse_names
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.recipes import RECIPES, with_objectives
 
@@ -29,13 +30,7 @@ def parse_parts(text: str) -> Parts:
     Raises:
         UsageError: there is none, one is unknown (the choices are listed) or named twice.
     """
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    choices = (*OBJECTIVES, *CAPTION_PARTS)
-    for part in parts:
-        if part not in choices:
-            raise unknown_name("part", part, choices)
-        if parts.count(part) > 1:
-            raise UsageError(f"The part {part!r} is named twice", where=OPTION, remedy="Name each part once.")
+    parts = parse_names(text, "part", (*OBJECTIVES, *CAPTION_PARTS), where=OPTION)
     if not parts:
         raise UsageError("No part is named", where=OPTION, remedy="Name some, as in tir,triplet,prune.")
     return parts
