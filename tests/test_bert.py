@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import tiny
 import torch
 from console import run
 
-from tiprctl.checkpoint import load_encoder
+from tiprctl.checkpoint import load_encoder, read_checkpoint, save_checkpoint
 from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.models import bert as module
@@ -276,6 +277,17 @@ def test_a_checkpoint_of_one_text_encoder_is_not_given_to_another(trained, wide)
     stderr = " ".join(run("train", *MINIATURE, *asked, "--text-encoder", "clip", exit_code=3).stderr.split())
     assert f"has the text encoder bert:{wide}, not clip" in stderr
     assert "Leave out --text-encoder" in stderr
+
+
+def test_one_bert_by_two_names_is_one(trained):
+    file = trained / "best.safetensors"
+    tensors, header = read_checkpoint(file)
+    header["config"]["model"]["text_encoder"] = "bert"
+    save_checkpoint(file, tensors, header)
+    model = override(tiny.recipe(), {"model": header["config"]["model"], "model.pretrained": str(trained)}).model
+    assert build_start(replace(model, text_encoder=f"bert:{model.bert}"), torch.Generator()).encoder.bert is not None
+    with pytest.raises(InputError, match="has the text encoder bert, not bert:another"):
+        build_start(replace(model, text_encoder="bert:another"), torch.Generator())
 
 
 def test_models_that_read_otherwise_are_measured_on_one_split(trained):

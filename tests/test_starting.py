@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from tiprctl.checkpoint import read_checkpoint
+from tiprctl.checkpoint import read_checkpoint, save_checkpoint
 from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError
 from tiprctl.models.clip import SIZES
@@ -209,6 +209,17 @@ def test_a_starting_checkpoint_gives_the_size_and_the_input(first):
     model = with_start(ModelConfig(), "first")
     assert (model.name, model.image_size, model.stride) == ("tiny", (32, 16), None)
     assert model.pretrained == str(first / BEST)
+
+
+def test_a_checkpoint_of_before_there_was_bert_has_clips_text_tower(first):
+    tensors, header = read_checkpoint(first / BEST)
+    del header["config"]["model"]["text_encoder"]
+    save_checkpoint(first / BEST, tensors, header)
+    model = with_start(ModelConfig(text_encoder="bert"), "first")
+    assert model.text_encoder == "clip"
+    build_start(model, torch.Generator())
+    with pytest.raises(InputError, match="has the text encoder clip, not bert"):
+        build_start(replace(model, text_encoder="bert"), torch.Generator())
 
 
 @pytest.mark.parametrize("pretrained", ["openai", "none", "laion2b_s34b_b88k"])

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
-from tiprctl.config import ModelConfig, to_dict
+from tiprctl.config import ModelConfig, from_dict, to_dict
 from tiprctl.errors import InputError
 from tiprctl.models.bert import load_bert
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
@@ -92,9 +93,9 @@ def with_start(model: ModelConfig, pretrained: str) -> ModelConfig:
         return model
     if is_own(file):
         header = read_header(file)
-        known = header["config"]["model"]
-        sizes, name = ClipConfig.from_dict(header["clip"]), known["name"]
-        model = replace(model, text_encoder=known.get("text_encoder", ModelConfig.text_encoder))
+        held = _model_of(header, file)
+        sizes, name = ClipConfig.from_dict(header["clip"]), held.name
+        model = replace(model, text_encoder=held.text_encoder)
     else:
         weights = read_weights(file)
         if not weights.method:
@@ -139,7 +140,7 @@ def _continued(model: ModelConfig, file: Path) -> Start:
     """What a checkpoint that a run wrote holds, at the input of `model`; a head without weights gives way to any."""
     held, header = load_encoder(file)
     check_size(model.name, held.clip.config, file)
-    _check_text_encoder(header["config"]["model"].get("text_encoder", ModelConfig.text_encoder), model, file)
+    _check_text_encoder(_model_of(header, file), model, file)
     clip = refit_clip(held.clip, model.image_size, model.stride)
     encoder = DualEncoder(clip, model.head, model.head_options, bert=held.bert)
     if weights := held.head.state_dict():
@@ -149,11 +150,16 @@ def _continued(model: ModelConfig, file: Path) -> Start:
     return Start(encoder, objectives, str(file), header.get("data_fingerprint"))
 
 
-def _check_text_encoder(held: str, model: ModelConfig, file: Path) -> None:
+def _model_of(header: Mapping[str, Any], file: Path) -> ModelConfig:
+    """The encoder that a checkpoint's run was configured with; what older versions did not tell has its default."""
+    return from_dict(ModelConfig, header["config"]["model"], where=str(file))
+
+
+def _check_text_encoder(held: ModelConfig, wanted: ModelConfig, file: Path) -> None:
     """Refuse a checkpoint whose captions are read by another tower than the one that is asked for."""
-    if held != model.text_encoder:
+    if held.bert != wanted.bert:
         raise InputError(
-            f"The checkpoint has the text encoder {held}, not {model.text_encoder}",
+            f"The checkpoint has the text encoder {held.text_encoder}, not {wanted.text_encoder}",
             where=file,
             remedy="Leave out --text-encoder, or start from other weights.",
         )
