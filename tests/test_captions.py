@@ -284,5 +284,5 @@ def test_images_do_not_change_with_the_captions(manifest):
 
 
 def test_purposes_have_generators_of_their_own():
-    draws = [torch.rand(3, generator=step_generator(0, 0, 0, purpose=purpose)).tolist() for purpose in range(3)]
-    assert len({tuple(draw) for draw in draws}) == 3
+    draws = [torch.rand(3, generator=step_generator(0, 0, 0, purpose=purpose)).tolist() for purpose in range(4)]
+    assert len({tuple(draw) for draw in draws}) == 4

@@ -107,6 +107,29 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cuhk_manifest, tmp_path,
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_dropout_and_masks_are_drawn_apart(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path)
+    batch, drawn = next(training.batches.epoch(0, skip=0, device=torch.device("cpu"))), []
+    forward = training.composition.forward
+
+    def spy(batch, progress, generator):
+        losses = forward(batch, progress, generator)
+        drawn.append((torch.rand(8, generator=generator.clone_state()), torch.rand(8)))
+        return losses
+
+    monkeypatch.setattr(training.composition, "forward", spy)
+    before = torch.get_rng_state()
+    for step in (0, 1, 0):
+        training.progress.step = step
+        training._step(batch)
+    masks, dropout = zip(*drawn)
+    for one, other, again in (masks, dropout):
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
+    assert not torch.equal(masks[0], dropout[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     ("epochs", "steps", "measured"), [(0.01, 1, 1), (0.5, 2, 1), (1, 4, 1), (1.12, 4, 1), (1.5, 6, 2), (2.75, 11, 3)]
 )
@@ -152,7 +175,8 @@ def test_a_killed_training_continues_to_the_same_losses(cuhk_manifest, tmp_path)
     script = (
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "import tiny, torch\n"
-        "from tiprctl.data.manifest import read_manifest; from tiprctl.progress import Listener; from tiprctl.training import Trainer\n"
+        "from tiprctl.data.manifest import read_manifest; from tiprctl.progress import Listener\n"
+        "from tiprctl.training import Trainer\n"
         "class Kill(Listener):\n"
         "    def on_epoch(self, record): os.kill(os.getpid(), signal.SIGKILL)\n"
         "Trainer(tiny.recipe(), read_manifest(sys.argv[2]), Path(sys.argv[3]), device=torch.device('cpu'),"

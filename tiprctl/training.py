@@ -209,10 +209,11 @@ class Trainer:
 
     def _step(self, batch: Any) -> Losses:
         """One descent on one batch."""
-        generator = step_generator(self.config.seed, self.progress.epoch, self.progress.step, purpose=1)
+        place = self.config.seed, self.progress.epoch, self.progress.step
+        of_objectives, of_dropout = (step_generator(*place, purpose=purpose) for purpose in (1, 3))
         try:
-            with autocast(self.device, self.dtype), _dropout_from(generator, self.device):
-                losses = self.composition(batch, self._steps_done() / self.steps, generator)
+            with autocast(self.device, self.dtype), _dropout_from(of_dropout, self.device):
+                losses = self.composition(batch, self._steps_done() / self.steps, of_objectives)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(losses.total).backward()
         except torch.OutOfMemoryError as error:
@@ -364,7 +365,7 @@ class Trainer:
 
 @contextmanager
 def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Within the block torch's global generators, which dropout draws from (BERT's), start from that generator's seed."""
+    """Within the block torch's global generators, which dropout (BERT's) draws from, start from that one's seed."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(generator.initial_seed())
         yield

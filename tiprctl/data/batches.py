@@ -91,7 +91,7 @@ class TrainingBatches:
 def step_generator(seed: int, epoch: int, step: int, *, purpose: int) -> torch.Generator:
     """A generator of its own for each step and purpose, so that resuming needs no saved random state.
 
-    Purposes: 0 the images' augmentation, 1 the objectives, 2 the captions' form and masks.
+    Purposes: 0 the images' augmentation, 1 the objectives, 2 the captions' form and masks, 3 dropout.
     """
     state = np.random.SeedSequence((seed, epoch, step, purpose)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
