@@ -15,6 +15,7 @@ from tiprctl.checkpoint import encoder_header, save_checkpoint
 from tiprctl.config import to_dict
 from tiprctl.data.manifest import Manifest, write_manifest
 from tiprctl.evaluation import EvaluationData, score
+from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
@@ -126,9 +127,9 @@ def test_data_are_made_ready_once_for_all_models(model, monkeypatch):
     assert len(built) == 1
 
 
-def least_like(self, image, patches, text, prompts, found):
+def least_like(self, images, patches, captions, prompts, found):
     """Scores that turn the ranking round."""
-    return -torch.cosine_similarity(image, text)
+    return -cosine_similarity(images, captions)
 
 
 def ranks(*arguments):

@@ -20,6 +20,7 @@ from tiprctl.cli import app as program
 from tiprctl.cli import query as command
 from tiprctl.config import to_dict
 from tiprctl.images import load_pixels
+from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
@@ -271,9 +272,9 @@ def test_a_checkpoint_ranks_by_its_own_cosines(crops, checkpoint):
             assert hit["score"] == pytest.approx(torch.cosine_similarity(image, text).item(), abs=1e-4)
 
 
-def least_like(self, image, patches, text, prompts, found):
+def least_like(self, images, patches, captions, prompts, found):
     """Scores that turn the ranking round."""
-    return 5 - torch.cosine_similarity(image, text)
+    return 5 - cosine_similarity(images, captions)
 
 
 def test_the_first_crops_are_ranked_again_by_their_pairs(crops, checkpoint, tmp_path, monkeypatch):

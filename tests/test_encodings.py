@@ -158,19 +158,19 @@ def test_distinct_prompts_are_encoded_once_and_given_to_each_caption(monkeypatch
     encodings = encode(encoder, batch, Needs(prompts=True), generator())
     assert count(passes) == (1, 2)
     assert passes["encode_text"][1] is batch.prompts.token_ids
-    assert encodings.prompts.shape == (size, 2, 16)
+    assert encodings.prompts.values.shape == (size, 2, 16)
     for caption, row in enumerate(batch.prompts.index.tolist()):
         for slot, number in enumerate(row):
             ids = batch.prompts.token_ids[number]
             alone = encoder.clip.encode_text(ids[None, : ids.tolist().index(99) + 1])[0, -1]
-            torch.testing.assert_close(encodings.prompts[caption, slot], alone)
-    assert torch.equal(encodings.prompt_found, batch.prompts.found)
-    assert torch.equal(encodings.prompt_index, batch.prompts.index)
+            torch.testing.assert_close(encodings.prompts.values[caption, slot], alone)
+    assert torch.equal(encodings.prompts.found, batch.prompts.found)
+    assert torch.equal(encodings.prompts.index, batch.prompts.index)
 
 
 def test_prompts_teach_the_text_tower():
     encoder = tiny.encoder()
-    encode(encoder, prompted(), Needs(prompts=True), generator()).prompts.square().sum().backward()
+    encode(encoder, prompted(), Needs(prompts=True), generator()).prompts.values.square().sum().backward()
     gradient = encoder.clip.token_embedding.weight.grad
     assert set(gradient.abs().sum(dim=1).nonzero().flatten().tolist()) == {0, 4, 6, 7, 8, 9, 98, 99}
 
@@ -180,7 +180,7 @@ def test_prompts_that_nobody_reads_are_not_encoded(monkeypatch):
     passes = tiny.tower_passes(monkeypatch)
     encodings = encode(encoder, batch, Needs(), generator())
     assert count(passes) == (1, 1)
-    assert encodings.prompts is encodings.prompt_found is encodings.prompt_index is None
+    assert encodings.prompts is encodings.related is None
 
 
 def test_prompts_change_no_other_view():
@@ -201,3 +201,18 @@ def test_a_batch_without_the_prompts_that_are_needed_says_how_to_get_them():
     batch.prompts = None
     with pytest.raises(UsageError, match=r"without\ncaptions\.phrases\n.*--set captions\.phrases=6"):
         encode(tiny.encoder(), batch, Needs(prompts=True), generator())
+
+
+def test_pairs_are_made_where_they_are_asked_for_alone():
+    encoder, batch = tiny.encoder(head="division"), prompted()
+    assert encode(encoder, batch, Needs(prompts=True), generator()).related is None
+    encodings = encode(encoder, batch, Needs(pairs=True), generator())
+    whole, patches = encodings.image_tokens[:, 0], encodings.image_tokens[:, 1:]
+    expected = encoder.head.relate(whole, patches, encodings.text, encodings.prompts.values, batch.prompts.found)
+    torch.testing.assert_close(encodings.related.scores, expected.scores)
+    assert encodings.related.scores.shape == (3, 3)
+
+
+def test_pairs_of_a_head_that_looks_at_none_are_refused():
+    with pytest.raises(UsageError, match=r"the head global looks at none\nmodel\.head\n.*--set model\.head=division"):
+        encode(tiny.encoder(), prompted(), Needs(pairs=True), generator())

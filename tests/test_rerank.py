@@ -106,34 +106,28 @@ def test_equals_a_loop_over_pairs(embedder, images, first):
 def test_works_in_batches_and_encodes_nothing_twice(embedder, images, first, monkeypatch):
     whole = rerank(embedder, CAPTIONS, images, first)
     monkeypatch.setattr(reranking, "IMAGE_BATCH", 3)
-    monkeypatch.setattr(reranking, "ROW_LENGTH", 3)
-    monkeypatch.setattr(reranking, "ROW_BATCH", 2)
+    monkeypatch.setattr(reranking, "CAPTIONS_AT_ONCE", 3)
     monkeypatch.setattr(reranking, "TAGGED_AT_ONCE", 2)
     scored = []
     original = VisualDivision.pair_scores
 
-    def spy(self, image, patches, *rest):
-        scored.append((len(image), len(patches)))
-        return original(self, image, patches, *rest)
+    def spy(self, images, patches, captions, *rest):
+        scored.append((len(images), len(captions)))
+        return original(self, images, patches, captions, *rest)
 
     monkeypatch.setattr(VisualDivision, "pair_scores", spy)
     passes = tiny.tower_passes(monkeypatch)
     done = rerank(embedder, CAPTIONS, images, first)
     assert torch.equal(done.indices, whole.indices)
     assert torch.allclose(done.scores, whole.scores, atol=1e-6)
-    assert {pairs for pairs, _ in scored} == {3, 6}
-    assert sum(rows for _, rows in scored) == sum(-(-count // 3) for count in first.flatten().bincount().tolist())
+    counts = first.flatten().bincount().tolist()
+    assert max(counts) > 3
+    assert scored == [(1, min(3, count - start)) for count in counts for start in range(0, count, 3)]
     assert [len(pixels) for pixels in passes["encode_image"]] == [3, 3, 2]
     assert torch.equal(torch.cat(passes["encode_image"]), normalise(images.kept[:8]))
     prompts = [prompt(phrase) for phrases in phrases_of(CAPTIONS, "textblob") for phrase in phrases]
     assert len(set(prompts)) < len(prompts)
     assert sum(map(len, passes["encode_text"])) == len(CAPTIONS) + len(set(prompts))
-
-
-def test_rows_hold_the_pairs_of_one_image_each():
-    place = torch.tensor([2, 0, 2, 2, 1, 0, 2, 2, 2, 0])
-    rows = reranking._rows(place)
-    assert rows.tolist() == [[1, 5, 9, 1], [4, 4, 4, 4], [0, 2, 3, 6], [7, 8, 7, 7]]
 
 
 def test_half_precision_moves_the_scores_little(embedder, images, first):
@@ -154,12 +148,18 @@ def test_a_caption_alone_with_one_image(embedder, images):
 
 
 def test_equal_scores_keep_their_order(embedder, images, first, monkeypatch):
-    monkeypatch.setattr(VisualDivision, "pair_scores", lambda self, image, *rest: torch.zeros(len(image)))
+    monkeypatch.setattr(
+        VisualDivision, "pair_scores", lambda self, images, patches, captions, *rest: torch.zeros(1, len(captions))
+    )
     assert torch.equal(rerank(embedder, CAPTIONS, images, first).indices, first)
 
 
 def test_a_score_that_is_no_number_is_refused(embedder, images, first, monkeypatch):
-    monkeypatch.setattr(VisualDivision, "pair_scores", lambda self, image, *rest: image[:, 0] * float("nan"))
+    monkeypatch.setattr(
+        VisualDivision,
+        "pair_scores",
+        lambda self, images, patches, captions, *rest: captions[None, :, 0] * float("nan"),
+    )
     with pytest.raises(InputError, match=r"not numbers \(NaN\)\na model\n"):
         rerank(embedder, CAPTIONS, images, first)
 
@@ -209,18 +209,6 @@ def test_a_tagger_that_is_not_installed_is_named(monkeypatch):
         check_reranks("division", "textblob", model="m")
     with pytest.raises(UsageError, match="HanTa is not installed"):
         check_reranks("division", None, model="m")
-
-
-@torch.no_grad()
-def test_pairs_of_one_image_share_its_patches():
-    """However many pairs are scored together, each scores as it does alone."""
-    head = division().head
-    generator = torch.Generator().manual_seed(3)
-    image, text = torch.randn(2, 6, 16, generator=generator)
-    patches, prompts = torch.randn(2, 5, 16, generator=generator), torch.randn(6, 4, 16, generator=generator)
-    found = torch.rand(6, 4, generator=generator) < 0.6
-    alone = head.pair_scores(image, patches.repeat_interleave(3, dim=0), text, prompts, found)
-    assert torch.allclose(head.pair_scores(image, patches, text, prompts, found), alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("first", [2, 9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import tiny
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
-from tiprctl.losses import cmpm_loss, sdm_loss
-from tiprctl.losses.similarity import cosine_similarity
+from tiprctl.losses import sdm_loss
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import Encodings, encode
 from tiprctl.models.heads import build_head
@@ -21,10 +21,12 @@ from tiprctl.models.heads.base import Related
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.objectives.composition import Composition
 
-WIDTH, SLOTS = 16, 3
-FOUND = torch.tensor([[True] * 3, [True, True, False], [True, False, False], [True, False, True], [False] * 3])
-"""Which of five captions' phrases there are: all, some, a gap, none."""
-PAIR = ("image", "patches", "text", "prompts")
+WIDTH, IMAGES, CAPTIONS, SLOTS = 16, 3, 4, 3
+FOUND = torch.tensor([[True] * 3, [True, True, False], [True, False, False], [True, False, True]])
+"""Which of four captions' phrases there are: all, some, one, a gap."""
+TOKENS = ("images", "patches", "captions", "prompts")
+PAIRS = list(product(range(IMAGES), range(CAPTIONS)))
+"""An image and a caption each."""
 
 
 def head(width: int = WIDTH, **options: float) -> VisualDivision:
@@ -35,10 +37,15 @@ def head(width: int = WIDTH, **options: float) -> VisualDivision:
     return division
 
 
-def pairs(width: int = WIDTH, *, learn: bool = False) -> dict[str, Tensor]:
-    """Five pairs of 8 patches and 3 phrases, by the names of `pair_scores`."""
+def tokens(width: int = WIDTH, *, learn: bool = False) -> dict[str, Tensor]:
+    """Three images of 8 patches and four captions of 3 phrases, by the names of `relate`."""
     generator = torch.Generator().manual_seed(1)
-    shapes = {"image": (5, width), "patches": (5, 8, width), "text": (5, width), "prompts": (5, SLOTS, width)}
+    shapes = {
+        "images": (IMAGES, width),
+        "patches": (IMAGES, 8, width),
+        "captions": (CAPTIONS, width),
+        "prompts": (CAPTIONS, SLOTS, width),
+    }
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return {name: tensor.requires_grad_(learn) for name, tensor in tensors.items()} | {"found": FOUND}
 
@@ -97,112 +104,149 @@ def pair_oracle(first: list[Tensor], second: list[Tensor], labels: list[int]) ->
 @pytest.mark.parametrize("width", [WIDTH, 128])
 @torch.no_grad()
 def test_a_region_is_what_its_prompt_finds_among_the_patches(width: int) -> None:
-    division, given = head(width), pairs(width)
+    division, given = head(width), tokens(width)
     regions = division.localise(given["patches"], given["prompts"])
-    for pair in range(5):
+    for image, caption in PAIRS:
         for slot in range(SLOTS):
-            expected = region_oracle(division, given["patches"][pair], given["prompts"][pair, slot])
-            torch.testing.assert_close(regions[pair, slot], expected, rtol=1e-4, atol=1e-5)
+            expected = region_oracle(division, given["patches"][image], given["prompts"][caption, slot])
+            torch.testing.assert_close(regions[image, caption, slot], expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_region_holds_nothing_of_its_prompt() -> None:
     """Where all patches are equal, every prompt finds the same."""
-    given = pairs()
+    given = tokens()
     regions = head().localise(given["patches"][:, :1].expand(-1, 8, -1), given["prompts"])
-    torch.testing.assert_close(regions, regions[:, :1].expand(-1, SLOTS, -1))
-    assert regions[0, 0].std() > 0.1
+    torch.testing.assert_close(regions, regions[:, :1, :1].expand_as(regions))
+    assert regions[0, 0, 0].std() > 0.1
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @torch.no_grad()
 def test_focus_is_a_softmax_over_the_phrases_that_are_there(temperature: float) -> None:
-    division, given = head(focus_temperature=temperature), pairs()
-    regions = division.localise(given["patches"], given["prompts"])
-    cosines = torch.cosine_similarity(regions, given["prompts"], dim=-1)
-    focus = division.focus(cosines, FOUND)
-    expected = [focus_oracle(*each, temperature) for each in zip(regions, given["prompts"], FOUND)]
-    torch.testing.assert_close(focus, torch.tensor(expected))
-    torch.testing.assert_close(focus.sum(1), FOUND.any(1).float())
-    assert (focus[~FOUND] == 0).all()
+    division, given = head(focus_temperature=temperature), tokens()
+    related = division.relate(**given)
+    for image, caption in PAIRS:
+        expected = focus_oracle(related.regions[image, caption], given["prompts"][caption], FOUND[caption], temperature)
+        torch.testing.assert_close(related.focus[image, caption], torch.tensor(expected))
+    torch.testing.assert_close(related.focus.sum(2), torch.ones(IMAGES, CAPTIONS))
+    assert (related.focus[:, ~FOUND] == 0).all()
 
 
 @torch.no_grad()
 def test_a_caption_is_reconstructed_from_the_prompts_in_focus() -> None:
-    division, given = head(), pairs()
-    focus = torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [0.4, 0.0, 0.6], [0.0, 0.0, 0.0]])
-    text = division.reconstruct(given["text"], given["prompts"], focus)
-    for pair in range(5):
-        mixed = sum(weight * prompt for weight, prompt in zip(focus[pair], given["prompts"][pair]))
-        expected = given["text"][pair] + division.projection.weight @ mixed
-        torch.testing.assert_close(text[pair], expected)
+    division, given = head(), tokens()
+    focus = torch.rand(IMAGES, CAPTIONS, SLOTS, generator=torch.Generator().manual_seed(2))
+    captions = division.reconstruct(given["captions"], given["prompts"], focus)
+    for image, caption in PAIRS:
+        mixed = sum(weight * prompt for weight, prompt in zip(focus[image, caption], given["prompts"][caption]))
+        expected = given["captions"][caption] + division.projection.weight @ mixed
+        torch.testing.assert_close(captions[image, caption], expected)
 
 
 @torch.no_grad()
-def test_at_the_start_the_reconstructed_caption_is_the_caption_nearly() -> None:
+def test_at_the_start_a_little_of_the_prompts_is_added_and_not_lost_in_half_precision() -> None:
     torch.manual_seed(0)
-    division, given = build_head("division", {}, 512), pairs(512)
-    moved = division.reconstruct(given["text"], given["prompts"], FOUND / 3) - given["text"]
-    assert 0 < moved.norm(dim=1).max() < 0.02 * given["text"].norm(dim=1).min()
+    division = build_head("division", {}, 512)
+    given = {name: tokens(512)[name].bfloat16() for name in ("captions", "prompts")}
+    focus, captions = (FOUND / 3).expand(IMAGES, -1, -1), given["captions"].float()
+    added = division.reconstruct(captions, given["prompts"].float(), focus) - captions
+    assert 0 < added.norm(dim=2).max() < 0.02 * captions.norm(dim=1).min()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = division.reconstruct(**given, focus=focus)
+    torch.testing.assert_close(half - captions, added)
 
 
 @pytest.mark.parametrize("local_weight", [0.0, 0.5])
 @torch.no_grad()
 def test_a_pair_scores_by_its_caption_and_by_its_phrases(local_weight: float) -> None:
-    division, given = head(local_weight=local_weight, focus_temperature=0.1), pairs()
+    division, given = head(local_weight=local_weight, focus_temperature=0.1), tokens()
     scores = division.pair_scores(**given)
-    for pair in range(5):
-        prompts, found = given["prompts"][pair], FOUND[pair]
-        regions = [region_oracle(division, given["patches"][pair], prompt) for prompt in prompts]
+    assert scores.shape == (IMAGES, CAPTIONS)
+    for image, caption in PAIRS:
+        prompts, found = given["prompts"][caption], FOUND[caption]
+        regions = [region_oracle(division, given["patches"][image], prompt) for prompt in prompts]
         focus = focus_oracle(torch.stack(regions), prompts, found, 0.1)
         mixed = sum(weight * prompt for weight, prompt in zip(focus, prompts))
-        text = given["text"][pair] + division.projection.weight @ mixed
+        text = given["captions"][caption] + division.projection.weight @ mixed
         local = sum(weight * cosine(region, prompt) for weight, region, prompt in zip(focus, regions, prompts))
-        whole, weight = cosine(given["image"][pair], text), local_weight * found.any().item()
-        assert scores[pair].item() == pytest.approx((whole + weight * local) / (1 + weight), abs=1e-5)
+        expected = (cosine(given["images"][image], text) + local_weight * local) / (1 + local_weight)
+        assert scores[image, caption].item() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_pair_scores_the_same_whatever_is_beside_it() -> None:
+    division, given = head(), tokens()
+    scores = division.pair_scores(**given)
+    for image, caption in PAIRS:
+        alone = {name: given[name][image, None] for name in ("images", "patches")}
+        alone |= {name: given[name][caption, None] for name in ("captions", "prompts", "found")}
+        torch.testing.assert_close(division.pair_scores(**alone), scores[image, None, caption, None])
 
 
 @torch.no_grad()
 def test_the_order_of_the_phrases_changes_nothing() -> None:
-    division, given = head(), pairs()
+    division, given = head(), tokens()
     order = torch.tensor([2, 0, 1])
     turned = given | {"prompts": given["prompts"][:, order], "found": FOUND[:, order]}
     torch.testing.assert_close(division.pair_scores(**turned), division.pair_scores(**given))
 
 
 def test_what_stands_in_the_place_of_a_missing_phrase_changes_nothing() -> None:
-    division, given = head(), pairs(learn=True)
+    division, given = head(), tokens(learn=True)
     scores = division.pair_scores(**given)
     other = torch.where(FOUND[:, :, None], given["prompts"], 7.0)
     torch.testing.assert_close(division.pair_scores(**given | {"prompts": other}), scores)
-    fewer = {name: tensor[2:3] for name, tensor in given.items()}
+    fewer = {name: given[name][2:3] for name in ("captions", "prompts", "found")}
     fewer |= {name: fewer[name][:, :1] for name in ("prompts", "found")}
-    torch.testing.assert_close(division.pair_scores(**fewer), scores[2:3])
+    torch.testing.assert_close(division.pair_scores(**given | fewer), scores[:, 2:3])
     scores.sum().backward()
     assert (given["prompts"].grad[~FOUND] == 0).all()
 
 
-def test_a_caption_without_phrases_scores_by_itself() -> None:
-    division, given = head(), pairs(learn=True)
-    scores = division.pair_scores(**given)
-    assert scores[4].item() == pytest.approx(cosine(given["image"][4], given["text"][4]), abs=1e-6)
-    scores[4].backward()
-    assert all(given[name].grad.isfinite().all() for name in PAIR)
-
-
 def test_gradients_reach_all_that_a_pair_is_made_of() -> None:
-    division, given = head(), pairs(learn=True)
-    division.pair_scores(**given)[:4].sum().backward()
-    for name in PAIR:
-        reached = given[name].grad.flatten(1).abs().sum(1) > 0
-        assert reached.tolist() == [True] * 4 + [False]
-    assert (given["prompts"].grad[FOUND].abs().sum(1) > 0).all()
+    division, given = head(), tokens(learn=True)
+    division.pair_scores(**given)[1, :3].sum().backward()
+    for name, reached in {"images": [1], "patches": [1], "captions": [0, 1, 2], "prompts": [0, 1, 2]}.items():
+        assert given[name].grad.flatten(1).abs().sum(1).nonzero().flatten().tolist() == reached
+    assert (given["prompts"].grad[:3][FOUND[:3]].abs().sum(1) > 0).all()
     assert all(parameter.grad.abs().sum() > 0 for parameter in division.parameters())
+
+
+def test_a_token_of_zeros_has_a_score_and_gradients() -> None:
+    division, given = head(), tokens()
+    given |= {name: torch.zeros_like(given[name]).requires_grad_() for name in TOKENS}
+    scores = division.pair_scores(**given)
+    scores.sum().backward()
+    assert (scores == 0).all()
+    assert all(given[name].grad.isfinite().all() for name in TOKENS)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_the_gradient_keeps_of_the_pairs_is_a_few_times_the_regions(half: bool) -> None:
+    division, given = head(64), tokens(64, learn=True)
+    given |= {name: given[name].detach().repeat(4, *[1] * (given[name].ndim - 1)) for name in given}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    given["patches"].requires_grad_()
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=half),
+    ):
+        related = division.relate(**given)
+    regions = 4 * related.regions.numel()
+    assert sum(size for size in kept.values() if size >= regions // 2) <= 4 * regions
+    assert related.scores.requires_grad
 
 
 @torch.no_grad()
 def test_half_precision_scores_in_full() -> None:
-    division, given = head(), pairs()
+    division, given = head(), tokens()
     full = division.pair_scores(**given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = division.pair_scores(**given)
@@ -246,8 +290,8 @@ def encoded(composition: Composition, batch: tiny.NoiseBatch) -> Encodings:
     return encode(composition.encoder, batch, composition.needs(0.0), torch.Generator())
 
 
-SOME = [[True] * 3, [True, True, False], [True, False, False], [True, False, True], [False] * 3, [True, False, False]]
-REPEATED = [[0, 1, 2], [0, 1, 0], [3, 0, 0], [0, 0, 2], [0, 0, 0], [1, 0, 0]]
+SOME = [[True] * 3, [True, True, False], [True, False, False], [True, False, True], [True] * 3, [True, False, False]]
+REPEATED = [[0, 1, 2], [0, 1, 0], [3, 0, 0], [0, 0, 2], [2, 3, 1], [1, 0, 0]]
 
 
 def related_of(composition: Composition, batch: tiny.NoiseBatch, image: int, caption: int) -> Related:
@@ -271,7 +315,7 @@ def test_every_image_is_related_to_every_caption_as_in_reranking() -> None:
         for caption in range(6):
             expected = related_of(composition, batch, image, caption)
             for name in ("regions", "focus", "scores"):
-                torch.testing.assert_close(getattr(related, name)[6 * image + caption], getattr(expected, name)[0])
+                torch.testing.assert_close(getattr(related, name)[image, caption], getattr(expected, name)[0, 0])
 
 
 @torch.no_grad()
@@ -290,10 +334,10 @@ def test_the_loss_is_that_of_the_whole_of_all_scores_and_of_each_slot_by_focus()
     }
     for slot in range(SLOTS):
         here = [pair for pair in range(6) if SOME[pair][slot]]
-        regions = [every[pair][pair].regions[0, slot] for pair in here]
-        prompts = [enc.prompts[pair, slot] for pair in here]
+        regions = [every[pair][pair].regions[0, 0, slot] for pair in here]
+        prompts = [enc.prompts.values[pair, slot] for pair in here]
         losses = pair_oracle(regions, prompts, [REPEATED[pair][slot] for pair in here])
-        trust = [every[pair][pair].focus[0, slot].item() for pair in here]
+        trust = [every[pair][pair].focus[0, 0, slot].item() for pair in here]
         expected["local"] += sum(weight * loss for weight, loss in zip(trust, losses)) / 6
     for name, value in expected.items():
         assert output.figures[name].item() == pytest.approx(value, rel=1e-4), name
@@ -314,7 +358,7 @@ def test_the_matching_teaches_the_phrases_of_a_caption_in_the_images_of_others()
     enc = encoded(composition, batch)
     enc.related.regions.retain_grad()
     composition.objectives["scvd"](enc, batch).loss.backward()
-    learns = enc.related.regions.grad.abs().sum(dim=2).view(6, 6, SLOTS) > 0
+    learns = enc.related.regions.grad.abs().sum(dim=3) > 0
     assert torch.equal(learns, torch.tensor(SOME).expand(6, 6, SLOTS))
     assert all(parameter.grad.abs().sum() > 0 for parameter in composition.encoder.head.parameters())
 
@@ -333,7 +377,7 @@ def test_half_precision_matches_in_full() -> None:
 def test_phrases_of_the_same_words_are_no_negatives() -> None:
     composition, batch = compose(), noise(index=[[0] * 3] * 6)
     enc, objective = encoded(composition, batch), composition.objectives["scvd"]
-    apart = replace(enc, prompt_index=torch.arange(6 * SLOTS).view(6, SLOTS))
+    apart = replace(enc, prompts=replace(enc.prompts, index=torch.arange(6 * SLOTS).view(6, SLOTS)))
     same, other = (objective(each, batch).figures["local"].item() for each in (enc, apart))
     # Where all match, q is 1 / sqrt(6) for each: more than any softmax gives to all of them. Else log(1e-8) costs.
     assert -2 * math.log(6**0.5) <= same < 0
@@ -343,8 +387,7 @@ def test_phrases_of_the_same_words_are_no_negatives() -> None:
 ODD = {
     "one pair": {"size": 1},
     "no second phrase": {"found": [[True, False, False]] * 6},
-    "no phrase at all": {"found": [[False] * 3] * 6},
-    "phrases in one caption": {"size": 2, "found": [[True] * 3, [False] * 3]},
+    "a second phrase in one caption": {"size": 2, "found": [[True] * 3, [True, False, False]]},
     "the same phrases": {"index": [[0] * 3] * 6},
 }
 
@@ -359,17 +402,6 @@ def test_odd_batches_have_finite_losses_and_gradients(odd: str, people: str) -> 
     gradients = [parameter.grad for parameter in composition.parameters() if parameter.grad is not None]
     assert losses.total.isfinite() and gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-def test_without_phrases_the_local_loss_is_nothing() -> None:
-    composition = compose()
-    parts = composition(noise(found=[[False] * 3] * 6), 0.0, torch.Generator()).parts
-    assert parts["scvd/local"] == 0
-    batch = noise()
-    image, text = composition.encoder.image_features(batch.pixels), composition.encoder.text_features(batch.token_ids)
-    torch.testing.assert_close(parts["scvd/global"], cmpm_loss(image, text, batch.pids).detach())
-    matching = sdm_loss(cosine_similarity(image, text), batch.pids, logit_scale=50)
-    torch.testing.assert_close(parts["scvd/matching"], matching.detach())
 
 
 def test_it_learns_from_noise_and_leaves_the_batch_alone() -> None:

@@ -6,9 +6,8 @@ the first K images of each caption alone, and only these change places.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,16 +25,13 @@ from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.search import Hits
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
-from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts, prompt
 
 DEFAULT_TAGGER = "hanta"
 """What tags captions for a model that does not tell who tagged those that it learnt."""
 IMAGE_BATCH = 64
-ROW_BATCH = 64
-"""Rows of pairs scored at a time: each takes the patch tokens of its image once, 0.4 MB at 384x128 in float32."""
-ROW_LENGTH = 32
-"""Pairs in a row at most, all of one image, whose patches are read once for all of them."""
+CAPTIONS_AT_ONCE = 1024
+"""Captions of one image scored at a time: with six phrases each, their prompts and regions take 12.6 MB each."""
 TAGGED_AT_ONCE = 64
 
 Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
@@ -202,42 +198,30 @@ def _pair_scores(
 ) -> Tensor:
     """The head's scores of each caption with its `first` (Q, K) images, (Q, K) float32 on the CPU."""
     chosen, place = first.flatten().unique(return_inverse=True)
-    rows = _rows(place)
-    rows_of_batch = rows.split((place[rows[:, 0]] // IMAGE_BATCH).bincount().tolist())
-    batches = images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)])
+    order = place.argsort(stable=True)
+    captions_of = (order // first.shape[1]).to(embedder.device).split(place.bincount().tolist())
+    scored = [
+        _score(embedder, image, patches, described, some)
+        for (image, patches), captions in zip(_seen(embedder, images, chosen, advance), captions_of)
+        for some in captions.split(CAPTIONS_AT_ONCE)
+    ]
     scores = torch.empty(first.numel())
-    for start, pixels, all_rows in zip(range(0, len(chosen), IMAGE_BATCH), batches, rows_of_batch):
-        seen = embedder.see(pixels)
-        for some in all_rows.split(ROW_BATCH):
-            scores[some] = _score(embedder, seen, place[some[:, 0]] - start, described, some // first.shape[1]).cpu()
-        advance(len(pixels))
+    scores[order] = torch.cat(scored).cpu()
     return scores.view(first.shape)
 
 
-def _rows(place: Tensor) -> Tensor:
-    """The numbers of pairs in rows `(R, S)`, each of one image; a row that has fewer than S repeats its first.
-
-    `place` (P,) is the number of each pair's image, from 0 without gaps. The rows go by it.
-    """
-    counts = place.bincount()
-    length = min(ROW_LENGTH, math.ceil(len(place) / len(counts)))
-    order = place.argsort(stable=True)
-    within = torch.arange(len(place)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    begins = within % length == 0
-    rows = order[begins, None].repeat(1, length)
-    rows[begins.cumsum(0) - 1, within % length] = order
-    return rows
+def _seen(
+    embedder: Embedder, images: DecodedImages, chosen: Tensor, advance: Callable[[int], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The global token (1, D) and the patches (1, N, D) of each of the `chosen` images, which are encoded in batches."""
+    for pixels in images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)]):
+        seen = embedder.see(pixels)
+        yield from zip(seen.whole.split(1), seen.values[:, 1:].split(1))
+        advance(len(pixels))
 
 
-def _score(embedder: Embedder, seen: Tokens, images: Tensor, described: _Described, captions: Tensor) -> Tensor:
-    """The head's scores `(R, S)`: each image, by its number `images` (R,) among those `seen`, with its `captions`."""
-    images, pairs = images.to(embedder.device), captions.flatten().to(embedder.device)
+def _score(embedder: Embedder, image: Tensor, patches: Tensor, described: _Described, captions: Tensor) -> Tensor:
+    """The head's scores (C,) of an image (1, D) with its `patches` (1, N, D) and the captions of these numbers (C,)."""
+    prompts, found = described.prompts[described.index[captions]], described.found[captions]
     with embedder.inference():
-        scores = embedder.encoder.head.pair_scores(
-            seen.whole[images].repeat_interleave(captions.shape[1], dim=0),
-            seen.values[images, 1:],
-            described.text[pairs],
-            described.prompts[described.index[pairs]],
-            described.found[pairs],
-        )
-    return scores.view(captions.shape)
+        return embedder.encoder.head.pair_scores(image, patches, described.text[captions], prompts, found).squeeze(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tiprctl.models.clip import HEAD_WIDTH, LayerNorm, Transformer
 
@@ -32,6 +33,20 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens `(B, N, W)` and their context `(B, L, W)`, all of it or what is `visible` (B, L), to `(B, N, W)`."""
         return self._attend(query, context, visible, need_weights=False)[0]
+
+    def in_each(self, query: Tensor, contexts: Tensor) -> Tensor:
+        """The same tokens `(Q, W)` in each of several contexts `(I, N, W)`: `(I, Q, W)`.
+
+        As `forward` with the tokens repeated I times, but they are normed and projected once.
+        """
+        contexts, attn = self.ln_context(contexts), self.attn
+        maps = zip(attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3))
+        query, key, value = (
+            F.linear(x, weight, bias).unflatten(-1, (attn.num_heads, -1)).transpose(-3, -2)
+            for x, (weight, bias) in zip((self.ln_query(query), contexts, contexts), maps)
+        )
+        found = F.scaled_dot_product_attention(query.expand(len(contexts), -1, -1, -1), key, value)
+        return attn.out_proj(found.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
         """How much each token looks at each of the context, `(B, N, L)`: rows sum to 1, averaged over the heads."""

@@ -13,7 +13,7 @@ from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.heads.base import Features, Head, Related
+from tiprctl.models.heads.base import Features, Related
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
@@ -64,13 +64,15 @@ class Needs:
     """The views of a batch that an objective wants beside the plain image and caption.
 
     `padded_text`: captions padded to the whole context, for those published decoders that attend to padding. `prompts`:
-    the prompts of the captions' phrases, which the batch must bring.
+    the prompts of the captions' phrases, which the batch must bring. `pairs`: what a head that reranks makes of every
+    image with every caption and its prompts, which then are there too.
     """
 
     masked_image: ImageMask | None = None
     masked_text: TextMask | None = None
     padded_text: bool = False
     prompts: bool = False
+    pairs: bool = False
 
     def merge(self, other: Needs) -> Needs:
         """Both needs in one.
@@ -91,6 +93,18 @@ class Needs:
         return mine or theirs
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompts:
+    """The prompts of B captions, at most M each: their global tokens `values` (B, M, D), through no head.
+
+    `found` (B, M) is True where there is one, and `index` (B, M) equal where two are the same (`tiprctl.prompts`).
+    """
+
+    values: Tensor
+    found: Tensor
+    index: Tensor
+
+
 @dataclass(frozen=True)
 class Encodings:
     """What the towers made of a batch of B image-caption pairs.
@@ -98,10 +112,8 @@ class Encodings:
     `images` and `captions`, of `token_ids` (B, L), are the towers' tokens; `image_features` and `text_features` what
     the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
     `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
-    `prompts` (B, M, D) are the global tokens of each caption's prompts, through no head, with `prompt_found` (B, M), True
-    where there is one, and `prompt_index` (B, M), equal where two captions share a prompt (`tiprctl.prompts`); `related`
-    is what a head that reranks makes of every image with every caption: B x B pairs, image by image.
-    What no objective needs is None.
+    `prompts` are those of the captions; `related` is what the head makes of every image with every caption, as in
+    re-ranking. What no objective needs is None.
     """
 
     token_ids: Tensor
@@ -113,9 +125,7 @@ class Encodings:
     kept: Tensor | None = None
     masked_text_tokens: Tensor | None = None
     token_labels: Tensor | None = None
-    prompts: Tensor | None = None
-    prompt_found: Tensor | None = None
-    prompt_index: Tensor | None = None
+    prompts: EncodedPrompts | None = None
     related: Related | None = None
 
     @property
@@ -151,7 +161,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
     share is encoded once.
 
     Raises:
-        UsageError: prompts are needed and the batch has none.
+        UsageError: prompts are needed and the batch has none, or pairs and the head looks at none.
     """
     context = encoder.clip.config.context_length
     token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
@@ -165,6 +175,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
             token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, generator=generator
         )
         masked_text_tokens = encoder.clip.encode_text(masked_ids)
+    prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
     return Encodings(
         token_ids=token_ids,
         images=images,
@@ -175,7 +186,8 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
         kept=kept,
         masked_text_tokens=masked_text_tokens,
         token_labels=token_labels,
-        **(_prompts(encoder, batch.prompts, images, captions) if needs.prompts else {}),
+        prompts=prompts,
+        related=_related(encoder, images, captions, prompts) if needs.pairs else None,
     )
 
 
@@ -190,24 +202,25 @@ def _masked_image(
     return encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept), kept
 
 
-def _prompts(encoder: DualEncoder, prompts: Prompts | None, images: Tokens, captions: Tokens) -> dict[str, Any]:
-    """What `Encodings` tells of the prompts, by its fields."""
+def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
     if prompts is None:
         raise UsageError(
             "An objective reads the prompts of the captions' phrases, and the captions come without",
             where="captions.phrases",
             remedy="Train with some for each caption: `--set captions.phrases=6`.",
         )
-    values, found = encoder.read(prompts.token_ids).whole[prompts.index], prompts.found
-    related = _related(encoder.head, images, captions, values, found) if encoder.head.reranks else None
-    return {"prompts": values, "prompt_found": found, "prompt_index": prompts.index, "related": related}
+    return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.index)
 
 
-def _related(head: Head, images: Tokens, captions: Tokens, prompts: Tensor, found: Tensor) -> Related:
-    """All pairs of B images and B captions, as re-ranking pairs them."""
-    count = len(found)
-    every_caption = (each.repeat(count, *[1] * (each.ndim - 1)) for each in (captions.whole, prompts, found))
-    return head.relate(images.whole.repeat_interleave(count, dim=0), images.values[:, 1:], *every_caption)
+def _related(encoder: DualEncoder, images: Tokens, captions: Tokens, prompts: EncodedPrompts) -> Related:
+    """Each image of the batch with each caption."""
+    if not encoder.head.reranks:
+        raise UsageError(
+            f"An objective reads pairs of images and captions, and the head {encoder.head.name} looks at none",
+            where="model.head",
+            remedy="Give a head that does: `--set model.head=division`.",
+        )
+    return encoder.head.relate(images.whole, images.values[:, 1:], captions.whole, prompts.values, prompts.found)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tiprctl.config import NonNegative, Positive, frozen
@@ -34,18 +35,14 @@ class DynamicFocusAlignment(Objective):
     needs_head = "division"
 
     def needs(self) -> Needs:
-        return Needs(prompts=True)
+        return Needs(pairs=True)
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         whole = cmpm_loss(enc.image, enc.text, batch.pids)
-        matching = self._matching_loss(enc, batch.pids)
+        matching = sdm_loss(enc.related.scores, batch.pids, logit_scale=1 / self.config.temperature)
         local = _local_loss(enc)
         loss = whole + self.config.matching * matching + self.config.local * local
         return ObjectiveOutput(loss, {"global": whole, "matching": matching, "local": local})
-
-    def _matching_loss(self, enc: Encodings, pids: Tensor) -> Tensor:
-        """SDM of the pairs' scores, rows images and columns captions."""
-        return sdm_loss(enc.related.scores.view(len(pids), -1), pids, logit_scale=1 / self.config.temperature)
 
 
 def _local_loss(enc: Encodings) -> Tensor:
@@ -55,13 +52,11 @@ def _local_loss(enc: Encodings) -> Tensor:
     whatever is aligned already. A caption's slots so have weights which sum to 1. A pair without a phrase in a slot is
     no anchor and no negative there.
     """
-    found = enc.prompt_found
-    true_pairs = slice(None, None, len(found) + 1)
-    regions = enc.related.regions[true_pairs]
-    weights = enc.related.focus[true_pairs].detach() / len(found)
+    prompts, pairs = enc.prompts, torch.arange(len(enc.image), device=enc.image.device)
+    regions, weights = (each[pairs, pairs] for each in (enc.related.regions, enc.related.focus.detach() / len(pairs)))
     return sum(
         cmpm_loss(
-            regions[here, slot], enc.prompts[here, slot], enc.prompt_index[here, slot], weights=weights[here, slot]
+            regions[here, slot], prompts.values[here, slot], prompts.index[here, slot], weights=weights[here, slot]
         )
-        for slot, here in enumerate(found.unbind(dim=1))
+        for slot, here in enumerate(prompts.found.unbind(dim=1))
     )

@@ -31,11 +31,11 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Related:
-    """What a head makes of P image-caption pairs whose captions have up to M phrases.
+    """What a head makes of each of I images with each of C captions, which have up to M phrases.
 
-    `regions` (P, M, D): what each phrase's prompt finds in the image; `focus` (P, M): how far each is to be trusted,
-    0 where there is no phrase; `scores` (P,) float32: how well image and caption go together, higher = better.
-    Scores order the images of a caption; they are no cosines.
+    `regions` (I, C, M, D): what each phrase's prompt finds in the image; `focus` (I, C, M): how far each is to be
+    trusted, 0 where there is no phrase; `scores` (I, C) float32: how well image and caption go together, higher =
+    better. Scores order the images of a caption; they are no cosines.
     """
 
     regions: Tensor
@@ -70,15 +70,15 @@ class Head(nn.Module):
         """The features of captions."""
         raise NotImplementedError(f"{type(self).__name__} does not define its text features")
 
-    def relate(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
-        """Images `(P, D)` and their patches `(I, N, D)` together with captions `(P, D)` and their prompts `(P, M, D)`.
+    def relate(self, images: Tensor, patches: Tensor, captions: Tensor, prompts: Tensor, found: Tensor) -> Related:
+        """Each of I images with each of C captions: all I x C pairs, none of which changes another.
 
-        All tokens are the towers', not normalised. P is I, or a multiple of it: then the first pairs are all of the
-        first image, as many of the second, and so on. Where `found` (P, M) is False there is no phrase, and what stands
+        `images` (I, D) and their `patches` (I, N, D), `captions` (C, D) and their `prompts` (C, M, D) are the towers'
+        tokens, not normalised. Each caption has a prompt; where `found` (C, M) is False there is none, and what stands
         in its place changes nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} does not look at pairs")
 
-    def pair_scores(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
-        """The `scores` of `relate` alone, `(P,)`."""
-        return self.relate(image, patches, text, prompts, found).scores
+    def pair_scores(self, images: Tensor, patches: Tensor, captions: Tensor, prompts: Tensor, found: Tensor) -> Tensor:
+        """The `scores` of `relate` alone, `(I, C)`."""
+        return self.relate(images, patches, captions, prompts, found).scores

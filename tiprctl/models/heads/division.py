@@ -15,6 +15,8 @@ from tiprctl.models.heads.global_token import GlobalToken
 
 PROJECTION_SHARE = 0.01
 """How long the prompts' part in a reconstructed caption is at the start, as a share of a prompt's length."""
+SHORTEST = 1e-8
+"""The length that a vector has at least in a cosine, so that zeros have cosine 0 with everything."""
 
 
 @frozen
@@ -44,52 +46,53 @@ class VisualDivision(GlobalToken):
         super().__init__(config, embed_dim)
         self.cross = CrossAttention(embed_dim, depth=1)
         self.ln_region = LayerNorm(embed_dim)
-        # Without a bias, a caption without phrases stays as it is.
+        # Without a bias: what is added to a caption is made of its prompts alone.
         self.projection = nn.Linear(embed_dim, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=PROJECTION_SHARE * embed_dim**-0.5)
 
-    def relate(self, image: Tensor, patches: Tensor, text: Tensor, prompts: Tensor, found: Tensor) -> Related:
+    def relate(self, images: Tensor, patches: Tensor, captions: Tensor, prompts: Tensor, found: Tensor) -> Related:
         """A pair scores by the cosine of image and reconstructed caption, and the focused cosines of the regions.
 
-        Their mean, where the latter weigh `local_weight`; a caption without phrases scores by the former alone. So all
-        scores are in [-1, 1].
+        The latter weigh `local_weight`, the former 1; the score is their mean, in [-1, 1].
         """
         regions = self.localise(patches, prompts)
-        cosines = _cosine(regions, prompts)
+        cosines = _cosines("icmd,cmd->icm", regions, prompts)
         focus = self.focus(cosines, found)
-        whole = _cosine(image, self.reconstruct(text, prompts, focus))
-        weights = self.config.local_weight * focus
-        scores = (whole + (weights * cosines).sum(dim=1)) / (1 + weights.sum(dim=1))
-        return Related(regions, focus, scores)
+        whole = _cosines("icd,id->ic", self.reconstruct(captions, prompts, focus), images)
+        weight = self.config.local_weight
+        return Related(regions, focus, scores=(whole + weight * (focus * cosines).sum(dim=2)) / (1 + weight))
 
     def localise(self, patches: Tensor, prompts: Tensor) -> Tensor:
-        """What each prompt finds among the patches `(I, N, D)`: prompts `(P, M, D)` to regions `(P, M, D)`.
+        """What each prompt `(C, M, D)` finds among the patches of each image `(I, N, D)`: regions `(I, C, M, D)`.
 
         The paper's text-guided visual localisation (TVL). There is no residual: a region is made of patches alone, or
-        a prompt would be compared with itself. Prompts do not see each other, so all pairs of an image look at its
-        patches together, whose keys and values are by far the most work.
+        a prompt would be compared with itself. Prompts do not see each other.
         """
-        of_image = prompts.reshape(len(patches), -1, prompts.shape[-1])
-        return self.ln_region(self.cross(of_image, patches)).view(prompts.shape)
+        return self.ln_region(self.cross.in_each(prompts.flatten(0, 1), patches)).unflatten(1, prompts.shape[:2])
 
     def focus(self, cosines: Tensor, found: Tensor) -> Tensor:
-        """How far each phrase is to be trusted, `(P, M)` float32: rows sum to 1, and to 0 without any phrase.
+        """How far each phrase is to be trusted, `(I, C, M)` float32: rows sum to 1.
 
-        Softmax of the `cosines` of regions and prompts (P, M) over the phrases that are `found` (P, M).
+        Softmax of the `cosines` of regions and prompts (I, C, M) over the phrases that are `found` (C, M), one or more.
         """
-        scores = cosines / self.config.focus_temperature
-        # The lowest number instead of -inf: the softmax of a row without phrases stays finite, and so its gradient.
-        lowest = torch.finfo(scores.dtype).min
-        return scores.masked_fill(~found, lowest).softmax(dim=1) * found
+        return (cosines / self.config.focus_temperature).masked_fill(~found, -torch.inf).softmax(dim=2)
 
-    def reconstruct(self, text: Tensor, prompts: Tensor, focus: Tensor) -> Tensor:
-        """Captions `(P, D)` with their prompts `(P, M, D)` worked in as far as `focus` (P, M) trusts them, `(P, D)`.
+    def reconstruct(self, captions: Tensor, prompts: Tensor, focus: Tensor) -> Tensor:
+        """Captions `(C, D)` with their prompts `(C, M, D)` worked in as far as `focus` (I, C, M) trusts them in each image.
 
-        The paper's vision-guided semantics reconstruction (VSR). At the start it is the caption, nearly.
+        The paper's vision-guided semantics reconstruction (VSR): `(I, C, D)`, float32 also under autocast, whose
+        rounding is as large as what is added at the start, when it is the caption, nearly.
         """
-        return text + self.projection((focus[:, :, None] * prompts).sum(dim=1))
+        with torch.autocast(captions.device.type, enabled=False):
+            added = torch.einsum("icm,cmd->icd", focus, self.projection(at_least_float32(prompts)))
+            return at_least_float32(captions) + added
 
 
-def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of the vectors in the last dimension, row with row, in full precision."""
-    return F.cosine_similarity(at_least_float32(first), at_least_float32(second), dim=-1)
+def _cosines(equation: str, pairs: Tensor, sides: Tensor) -> Tensor:
+    """Cosines of the vectors of pairs with those of one side, in full precision also under autocast.
+
+    `equation` tells, as for `einsum`, which of `sides` each of `pairs` is compared with; none is copied for that.
+    """
+    pairs, sides = at_least_float32(pairs), F.normalize(at_least_float32(sides), dim=-1)
+    with torch.autocast(pairs.device.type, enabled=False):
+        return torch.einsum(equation, pairs, sides) / pairs.norm(dim=-1).clamp(min=SHORTEST)
