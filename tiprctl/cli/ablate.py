@@ -7,34 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tiprctl.cli import experiments, render
-from tiprctl.cli.experiments import Budget, Budgets, Seeds
-from tiprctl.cli.options import Device, Json, Root, Settings, Workers
+from tiprctl.cli import experiments
+from tiprctl.cli.experiments import Budget, Budgets, Columns, Epochs, Seeds, StartEpochs
+from tiprctl.cli.options import Data, Device, Json, Root, Settings, Workers
 
 if TYPE_CHECKING:
     from tiprctl.ablation.experiment import Experiment
-    from tiprctl.ablation.summary import Summary
 
 
 def ablate(
-    data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
+    data: Data = None,
     recipe: Annotated[str, typer.Option(help="The method whose parts are compared.")] = "sen",
     parts: Annotated[
         str, typer.Option(help="Objectives, prune (pruned captions) and mask (masked captions), separated by commas.")
     ] = "tir,triplet,prune",
     seeds: Seeds = 3,
-    start_epochs: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Epochs, without the parts, of the start that a seed's trainings share; 0: the pretrained weights.",
-            show_default="0, or the recipe's epochs from random weights",
-        ),
-    ] = None,
-    epochs: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Epochs of each subset.", show_default="the recipe's, or 3 after a start"),
-    ] = None,
+    start_epochs: StartEpochs = None,
+    epochs: Epochs = None,
     budget: Budgets = Budget.both,
     output: Annotated[
         Path | None, typer.Option(help="The ablation's folder.", show_default="runs/<data>-<recipe>-ablation")
@@ -45,7 +34,7 @@ def ablate(
     workers: Workers = None,
     device: Device = None,
 ) -> None:
-    """Train every subset of a method's parts from the same start, and compare in pairs.
+    """Train every subset of a method's parts from the same start, which has none of them, and compare in pairs.
 
     Stopped with Ctrl-C, it goes on when the same command is given again.
 
@@ -56,11 +45,12 @@ def ablate(
     tiprctl ablate --start-epochs 4 --epochs 1.5 --set tir.weight=5 --json
     """
     from tiprctl.ablation.parts import OPTION, parse_parts, plan_subsets, with_all
-    from tiprctl.recipes import check_names, find_recipe
+    from tiprctl.recipes import FIGURES, check_names, find_recipe
 
     chosen = parse_parts(parts)
     check_names(recipe, None, None)
 
+    from tiprctl.ablation.summary import COMPARED
     from tiprctl.data.manifest import find_manifest
     from tiprctl.runs import RUNS
     from tiprctl.settings import resolve
@@ -75,42 +65,19 @@ def ablate(
         epochs=epochs,
         budgets=budget.asked,
     )
-
-    from tiprctl.ablation.experiment import Experiment
-    from tiprctl.precision import find_device
-
-    folder = output or RUNS / f"{manifest.title}-{recipe}-ablation"
-    experiment = Experiment(plan, manifest, folder, device=find_device(device), workers=workers)
-    render.note(f"{manifest.title}: recipe {recipe}, {len(plan.contenders)} subsets of its parts")
-    experiments.carry_out(experiment)
-    if json:
-        asked = {"recipe": recipe, "parts": chosen}
-        render.result_json(experiments.document(experiment, "subset", asked))
-    else:
-        _print_tables(experiment)
-
-
-def _print_tables(experiment: Experiment) -> None:
-    from tiprctl.ablation.summary import COMPARED
-    from tiprctl.recipes import FIGURES
-
-    numbers = ["epochs", *FIGURES, *(f"{figure} vs plain" for figure in COMPARED), "cost", "parameters"]
-    columns = ["subset", *((name, "right") for name in numbers)]
-    for budget, lines in experiments.summaries(experiment).items():
-        rows = (_cells(experiment, summary) for summary in lines)
-        render.result_table(render.table(experiments.title(experiment, budget), columns, rows))
-    render.note("vs plain: mean difference, paired by seed, ± its standard error. cost: a step's time over plain's.")
+    experiments.run(
+        plan,
+        manifest,
+        output or RUNS / f"{manifest.title}-{recipe}-ablation",
+        about=f"recipe {recipe}, {len(plan.contenders)} subsets of its parts",
+        kind="subset",
+        asked={"recipe": recipe, "parts": chosen},
+        columns=Columns(FIGURES, COMPARED, _costs),
+        json=json,
+        workers=workers,
+        device=device,
+    )
 
 
-def _cells(experiment: Experiment, summary: Summary) -> list[str]:
-    from tiprctl.ablation.summary import COMPARED
-
-    name = summary.contender
-    return [
-        name,
-        f"{summary.epochs:.2f}",
-        *(f"{value:.2f}" for value in summary.figures.values()),
-        *experiments.gains(experiment, summary, COMPARED),
-        f"{experiment.ratios[name]:.2f}",
-        f"{experiment.costs[name].parameters:,}",
-    ]
+def _costs(experiment: Experiment, subset: str) -> dict[str, str]:
+    return {"cost": f"{experiment.ratios[subset]:.2f}", "parameters": f"{experiment.costs[subset].parameters:,}"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.options import Json, Root
+from tiprctl.cli.options import Data, Json, Root
 from tiprctl.cores import cores
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Tagger(StrEnum):
 
 
 def augment(
-    data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
+    data: Data = None,
     preview: Annotated[
         int, typer.Option(min=0, help="How many captions to show, with what they are pruned to and their phrases.")
     ] = 5,

@@ -15,6 +15,7 @@ from tiprctl.cli import render
 
 SHARED_SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TIPRCTL"}
 
+Data = Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")]
 Root = Annotated[
     Path | None,
     typer.Option(

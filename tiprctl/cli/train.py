@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.options import Device, Root, Seed, Settings, Workers
+from tiprctl.cli.options import Data, Device, Root, Seed, Settings, Workers
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Asked:
 
 def train(
     ctx: typer.Context,
-    data: Annotated[str | None, typer.Argument(help="A prepared data set; not needed when there is just one.")] = None,
+    data: Data = None,
     recipe: Annotated[
         str | None,
         typer.Option(
