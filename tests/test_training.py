@@ -189,6 +189,13 @@ def test_a_killed_training_continues_to_the_same_losses(cuhk_manifest, tmp_path)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+def test_captions_without_the_phrases_that_are_read_are_refused_before_there_is_a_run(cuhk_manifest, tmp_path):
+    objectives = [{"name": "sdm"}, {"name": "scvd", "start": 0.5}]
+    with pytest.raises(UsageError, match=r"scvd reads the phrases.*\ncaptions.phrases\n.*captions\.phrases=6"):
+        trainer(cuhk_manifest, tmp_path / "run", objectives=objectives, **{"model.head": "division"})
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_data_are_refused_on_resume(cuhk_manifest, tmp_path):
     trainer(cuhk_manifest, tmp_path, Interrupting(after=1)).run()
     other = Manifest(cuhk_manifest.dataset, cuhk_manifest.root, cuhk_manifest.captions.iloc[:-1])

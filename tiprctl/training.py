@@ -152,6 +152,7 @@ class Trainer:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
             batches = self._read_batches(start.encoder.tokenizer)
             composition = Composition(start.encoder, self.config.objectives, identities=batches.identities)
+            composition.check_captions(self.config.captions)
         for name, remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
             self.listener.on_warning(remark, objective=name)
         return batches, composition.to(self.device)

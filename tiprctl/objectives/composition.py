@@ -9,7 +9,7 @@ from functools import reduce
 
 from torch import Generator, Tensor, nn
 
-from tiprctl.config import ObjectiveConfig, from_dict
+from tiprctl.config import MOST_PHRASES, CaptionConfig, ObjectiveConfig, from_dict
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import EncoderSpec, Needs, PairBatch, encode
@@ -75,6 +75,21 @@ class Composition(nn.Module):
                 where="objectives",
                 remedy="Train without them, or with --text-encoder clip.",
             )
+
+    def check_captions(self, captions: CaptionConfig) -> None:
+        """Refuse captions that come without the phrases that an objective reads.
+
+        Raises:
+            UsageError: they do.
+        """
+        for name, objective in self.objectives.items():
+            needs = objective.needs()
+            if (needs.prompts or needs.pairs) and not captions.phrases:
+                raise UsageError(
+                    f"The objective {name} reads the phrases of the captions, and captions.phrases is 0",
+                    where="captions.phrases",
+                    remedy=f"Give `--set captions.phrases={MOST_PHRASES}`, or train without {name}.",
+                )
 
     def needs(self, progress: float) -> Needs:
         """What the objectives that are active at `progress` need together."""
