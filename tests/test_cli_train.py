@@ -54,6 +54,13 @@ def test_objectives_that_are_added_bring_their_head_and_the_features_its_width(h
     assert json.loads(run("eval", "runs/a", "--json").stdout)["results"][0]["queries"] == 8
 
 
+def test_a_head_that_an_objective_cannot_train_is_named_with_the_one_that_it_needs(home):
+    asked = ["--aux", "mgf", "--set", "model.head=global"]
+    stderr = " ".join(run("train", *MINIATURE, *asked, exit_code=2).stderr.split())
+    assert "mgf needs the head parts, but the model has the head global" in stderr
+    assert "--set model.head=parts" in stderr
+
+
 def test_a_checkpoint_without_a_head_of_its_own_starts_one_with_and_not_the_other_way_round(home):
     run("train", *MINIATURE, "--output", "runs/a")
     second = ["--recipe", "synth", "--epochs", "1", "--batch-size", "4", "--losses", "itc"]

@@ -60,6 +60,27 @@ def test_a_setting_reaches_an_option_of_the_head():
     assert SEN.model.head_options == {}
 
 
+def test_another_head_leaves_the_options_of_the_one_before():
+    cfine = RECIPES["cfine"]
+    assert cfine.model.head_options
+    for head in ("global", "division"):
+        model = with_settings(cfine, [f"model.head={head}"]).model
+        assert (model.head, model.head_options) == (head, {})
+    settings = ["division.local_weight=0.7", "model.head=division"]
+    assert with_settings(cfine, settings).model.head_options == {"local_weight": 0.7}
+
+
+def test_the_same_head_keeps_its_options():
+    cfine = RECIPES["cfine"]
+    assert with_settings(cfine, ["model.head=parts"]) == cfine
+
+
+@pytest.mark.parametrize("head", ["[1]", "{}", "3"])
+def test_a_head_that_is_no_name_is_refused(head):
+    with pytest.raises(UsageError, match=r"model\.head: .*valid string"):
+        with_settings(SEN, [f"model.head={head}"])
+
+
 def test_settings_are_judged_together():
     config = with_settings(RECIPES["synth"], ["itc.start=0.6", "itc.stop=0.9"])
     assert (objective(config, "itc").start, objective(config, "itc").stop) == (0.6, 0.9)

@@ -15,6 +15,7 @@ from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.starting import with_start
 
 OPTION = "--set"
+HEAD = "model.head"
 SHARED = ("weight", "start", "stop")
 """What can be set of every objective, beside its own options."""
 FIXED = MappingProxyType({"recipe": "--recipe", "objectives": "--losses or --aux"})
@@ -25,14 +26,16 @@ def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mappin
     """`config` changed as the settings say, all at once: `triplet.margin=0.1`, `tir.weight=5`, `captions.prune=0.3`.
 
     A key names an objective's weight, start, stop or option, an option of the head, or a value of the configuration. A
-    value is JSON where it parses as such, else text. `fixed` names what other options of a command decide, and these.
+    value is JSON where it parses as such, else text. Another head begins with its own defaults: the options of the one
+    before mean nothing to it. `fixed` names what other options of a command decide, and these.
 
     Raises:
         UsageError: a setting is malformed, names nothing that there is (the choices are listed), or is out of range.
     """
-    values = to_dict(config)
+    parsed = [_parse(setting) for setting in settings]
+    values = to_dict(_with_head(config, parsed))
     objectives = {objective["name"]: objective for objective in values["objectives"]}
-    for key, value in map(_parse, settings):
+    for key, value in parsed:
         place, _, leaf = key.rpartition(".")
         if key in fixed:
             raise UsageError(f"The {key} cannot be set this way", where=OPTION, remedy=f"Use {fixed[key]}.")
@@ -82,6 +85,12 @@ def resolve(
     model = with_start(config.model, pretrained or asked.model.pretrained)
     changed = with_settings(replace(config, model=model), settings, fixed=fixed)
     return override(changed, {"model.pretrained": model.pretrained})
+
+
+def _with_head(config: TrainConfig, settings: Iterable[tuple[str, Any]]) -> TrainConfig:
+    """`config` with the head that the settings end up with; without options where it is another one."""
+    *_, head = (config.model.head, *(value for key, value in settings if key == HEAD))
+    return config if head == config.model.head else override(config, {HEAD: head, "model.head_options": {}})
 
 
 def _parse(setting: str) -> tuple[str, Any]:
