@@ -105,6 +105,11 @@ def test_settings_are_judged_together():
         ("captions.prune.now=1", "no place named 'captions.prune'"),
         ("captions.prune=1.5", r"captions.prune: .*less than or equal to 1"),
         ("captions.mask_other=NaN", r"captions.mask_other: "),
+        (
+            "model.image_size=224,224",
+            r"image_size is a list, not 224,224\n--set\n.*`--set 'model\.image_size=\[384,128\]'`",
+        ),
+        ("optim.betas=0.9", r"optim\.betas is a list, not 0\.9\n--set\n.*`--set 'optim\.betas=\[0\.9,0\.999\]'`"),
         ("optim.eps=-1", r"optim.eps: .*greater than 0"),
         ("optim.name=sgd", r"optim.name: .*'adam' or 'adamw'"),
         ("tir.weight=-1", r"weight: .*greater than or equal to 0\nobjective tir"),

@@ -54,6 +54,7 @@ def with_settings(config: TrainConfig, settings: Iterable[str], *, fixed: Mappin
         holders = _holders(values, objectives, place)
         if leaf not in holders:
             raise _unknown(f"setting of {place}" if place else "setting", leaf, holders)
+        _check_list(key, holders[leaf].get(leaf), value)
         holders[leaf][leaf] = value
     for name, objective in objectives.items():
         where = f"objective {name}"
@@ -101,6 +102,16 @@ def _parse(setting: str) -> tuple[str, Any]:
         return key.strip(), json.loads(text)
     except json.JSONDecodeError:
         return key.strip(), text
+
+
+def _check_list(key: str, present: Any, value: Any) -> None:
+    """Refuse something else where a list stands; the remedy shows what stands there, as one writes it in a shell."""
+    if isinstance(present, list) and not isinstance(value, list):
+        raise UsageError(
+            f"{key} is a list, not {value}",
+            where=OPTION,
+            remedy=f"Write it in brackets and quotes: `--set '{key}={json.dumps(present, separators=(',', ':'))}'`.",
+        )
 
 
 def _holders(values: dict[str, Any], objectives: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
