@@ -55,6 +55,15 @@ def test_an_objective_cannot_take_part_twice():
         override(RECIPES["synth"], {"objectives": [{"name": name} for name in ("sdm", "id", "sdm")]})
 
 
+def test_what_our_own_checks_say_stands_after_its_place_or_alone():
+    with pytest.raises(UsageError) as raised:
+        override(RECIPES["synth"], {"augment.erase_area": [0.4, 0.1]})
+    assert raised.value.what == "Not a valid configuration: augment: erase_area would go from 0.4 down to 0.1"
+    with pytest.raises(UsageError) as raised:
+        from_dict(AugmentConfig, {"erase_area": [0.4, 0.1]})
+    assert raised.value.what == "Not a valid configuration: erase_area would go from 0.4 down to 0.1"
+
+
 def test_unknown_fields_are_refused():
     with pytest.raises(UsageError, match="flipp"):
         from_dict(AugmentConfig, {"flipp": 0.5})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -226,5 +227,12 @@ def override(config: T, changes: dict[str, Any]) -> T:
 
 def _explain(error: ValidationError, where: str | None) -> UsageError:
     """One readable line from pydantic's list of problems."""
-    problems = (f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())
-    return UsageError(f"Not a valid configuration: {'; '.join(problems)}", where=where, remedy="Correct these values.")
+    problems = "; ".join(_problem(item) for item in error.errors())
+    return UsageError(f"Not a valid configuration: {problems}", where=where, remedy="Correct these values.")
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    """One of pydantic's problems, after its place where it has one; what our own checks say in their words alone."""
+    place = ".".join(str(part) for part in item["loc"])
+    what = item["ctx"]["error"] if item["type"] == "value_error" else item["msg"]
+    return f"{place}: {what}" if place else str(what)
