@@ -20,7 +20,32 @@ SPLIT_OF_ID = {1: "train", 2: "train", 4: "train", 7: "train", 8: "val", 9: "val
 @pytest.fixture
 def cuhk_root(tmp_path: Path) -> Path:
     """A folder CUHK-PEDES: 8 identities of two images with two captions each; ids start at 1 and have gaps."""
-    root = tmp_path / "CUHK-PEDES"
+    return _write_cuhk(tmp_path / "CUHK-PEDES")
+
+
+@pytest.fixture
+def cuhk_manifest(cuhk_root: Path) -> Manifest:
+    """The miniature CUHK-PEDES, its manifest written."""
+    return _prepare(cuhk_root)
+
+
+@pytest.fixture(scope="module")
+def shared_manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A `cuhk_manifest` for what several tests of a module share."""
+    return _prepare(_write_cuhk(tmp_path_factory.mktemp("shared") / "CUHK-PEDES"))
+
+
+@pytest.fixture
+def home(cuhk_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the miniature CUHK-PEDES under ./data."""
+    (tmp_path / "data").mkdir()
+    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
+    return tmp_path
+
+
+def _write_cuhk(root: Path) -> Path:
     records = []
     for pid, split in SPLIT_OF_ID.items():
         colour = list(COLOURS)[pid % len(COLOURS)]
@@ -36,22 +61,10 @@ def cuhk_root(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def cuhk_manifest(cuhk_root: Path) -> Manifest:
-    """The miniature CUHK-PEDES, its manifest written."""
-    manifest = build_manifest("cuhk-pedes", cuhk_root, DATA_SETS["cuhk-pedes"].read(cuhk_root / "reid_raw.json"))
+def _prepare(root: Path) -> Manifest:
+    manifest = build_manifest("cuhk-pedes", root, DATA_SETS["cuhk-pedes"].read(root / "reid_raw.json"))
     write_manifest(manifest)
     return manifest
-
-
-@pytest.fixture
-def home(cuhk_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the miniature CUHK-PEDES under ./data."""
-    (tmp_path / "data").mkdir()
-    cuhk_manifest.root.rename(tmp_path / "data" / "CUHK-PEDES")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TIPRCTL_DATA", raising=False)
-    return tmp_path
 
 
 def _save_person(path: Path, colour: str, *, seed: int) -> None:

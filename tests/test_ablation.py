@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -222,15 +223,31 @@ def plan():
     return plan_subsets(**MINIATURE)
 
 
-@pytest.fixture(autouse=True)
-def few_steps_are_timed(monkeypatch):
-    monkeypatch.setattr(measuring, "WARM_UP", 1)
-    monkeypatch.setattr(measuring, "MEASURED", 2)
+@pytest.fixture(scope="module", autouse=True)
+def few_steps_are_timed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "WARM_UP", 1)
+        patch.setattr(measuring, "MEASURED", 2)
+        yield
 
 
 @pytest.fixture
 def ablation(plan, cuhk_manifest, tmp_path):
     return make(plan, cuhk_manifest, tmp_path / "ablation")
+
+
+@pytest.fixture(scope="module")
+def carried_out(shared_manifest, few_steps_are_timed):
+    """An ablation that was carried out, only to look at."""
+    ablation = make(plan_subsets(**MINIATURE), shared_manifest, shared_manifest.root.parent / "ablation")
+    carry_out(ablation)
+    return ablation
+
+
+@pytest.fixture
+def finished(carried_out, plan, cuhk_manifest, tmp_path):
+    """An ablation that was carried out, of a test's own."""
+    return make(plan, cuhk_manifest, shutil.copytree(carried_out.folder, tmp_path / "ablation"))
 
 
 def make(plan, manifest, folder):
@@ -245,17 +262,17 @@ def carry_out(ablation):
                 ablation.measure(training)
 
 
-def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
-    carry_out(ablation)
-    assert all(map(ablation.is_finished, ablation.trainings))
+def test_subsets_go_on_from_the_same_start_on_the_same_batches(carried_out):
+    assert all(map(carried_out.is_finished, carried_out.trainings))
     plain, triplet = (
-        json.loads((ablation.folder / "seed0" / "steps" / name / METRICS).read_text()) for name in ("plain", "triplet")
+        json.loads((carried_out.folder / "seed0" / "steps" / name / METRICS).read_text())
+        for name in ("plain", "triplet")
     )
     # One step each: the losses are those of the start, before a part could change anything.
     assert plain["losses"]["sdm"] == triplet["losses"]["sdm"]
     assert plain["losses"]["id"] == triplet["losses"]["id"]
     assert (plain["losses"].keys() ^ triplet["losses"].keys()) == {"triplet"}
-    rows = ablation.rows
+    rows = carried_out.rows
     assert [(row.budget, row.contender) for row in rows] == [
         ("steps", "plain"),
         ("steps", "triplet"),
@@ -263,17 +280,19 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(ablation):
     ]
     assert {(row.selected_on, row.split) for row in rows} == {("val", "test")}
     assert all(row.figures.keys() == set(FIGURES) for row in rows)
-    assert ablation.costs["triplet"].parameters == ablation.costs["plain"].parameters
-    assert ablation.costs["plain"].steps == 4
-    assert {file.parent.name for file in ablation.folder.rglob(LAST)} == {"start"}
-    assert not list(ablation.folder.rglob("latest"))
+    assert carried_out.costs["triplet"].parameters == carried_out.costs["plain"].parameters
+    assert carried_out.costs["plain"].steps == 4
+    assert {file.parent.name for file in carried_out.folder.rglob(LAST)} == {"start"}
+    assert not list(carried_out.folder.rglob("latest"))
 
 
-def test_rows_tell_the_epochs_that_were_trained_by_whole_steps(ablation, monkeypatch):
+def test_rows_tell_the_epochs_that_were_trained_by_whole_steps(finished, monkeypatch):
     monkeypatch.setattr(Experiment, "costs", {"plain": Cost(3.5, 4, 1), "triplet": Cost(1.0, 4, 1)})
-    carry_out(ablation)
+    shutil.rmtree(finished.folder / "seed0" / "time" / "triplet")
+    write_records(finished.folder / ROWS, map(vars, finished.rows[:2]))
+    carry_out(finished)
     # 0.25 epochs at 3.5 times the speed are 3.5 of the 4 steps of an epoch.
-    assert [row.epochs for row in ablation.rows] == [0.25, 0.25, 1.0]
+    assert [row.epochs for row in finished.rows] == [0.25, 0.25, 1.0]
 
 
 def test_costs_are_medians_of_many_steps_however_short_an_epoch_is(plan, cuhk_manifest, tmp_path, monkeypatch):
@@ -316,29 +335,29 @@ def test_what_cannot_be_started_from_is_said_before_costs_are_kept(cuhk_manifest
     assert not (tmp_path / "a").exists()
 
 
-def test_what_was_done_is_neither_measured_nor_trained_again(ablation, plan, cuhk_manifest, monkeypatch):
-    carry_out(ablation)
-    rows = ablation.rows
+def test_what_was_done_is_neither_measured_nor_trained_again(finished, plan, cuhk_manifest, monkeypatch):
+    rows = finished.rows
     for name in ("measure_costs", "Trainer", "evaluate"):
         monkeypatch.setattr(f"tiprctl.ablation.experiment.{name}", lambda *_, **__: pytest.fail("done again"))
-    again = make(plan, cuhk_manifest, ablation.folder)
+    again = make(plan, cuhk_manifest, finished.folder)
     carry_out(again)
     assert again.rows == rows
-    assert again.trainings == ablation.trainings
+    assert again.trainings == finished.trainings
 
 
-def test_a_training_without_its_row_is_measured_again_but_not_trained(ablation, plan, cuhk_manifest, monkeypatch):
-    carry_out(ablation)
-    rows = ablation.rows
-    (ablation.folder / ROWS).unlink()
-    again = make(plan, cuhk_manifest, ablation.folder)
+def test_a_training_without_its_row_is_measured_again_but_not_trained(finished, plan, cuhk_manifest, monkeypatch):
+    rows = finished.rows
+    (finished.folder / ROWS).unlink()
+    again = make(plan, cuhk_manifest, finished.folder)
     assert [again.is_finished(training) for training in again.trainings] == [True, False, False, False]
     monkeypatch.setattr(Trainer, "run", lambda self: pytest.fail("trained again"))
     carry_out(again)
     assert again.rows == rows
 
 
-def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(ablation, plan, cuhk_manifest, monkeypatch):
+def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(plan, cuhk_manifest, tmp_path, monkeypatch):
+    plan = replace(plan, budgets=("steps",))
+    ablation = make(plan, cuhk_manifest, tmp_path / "ablation")
     start = ablation.trainings[0]
     assert not ablation.train(start, Interrupting())
     assert not ablation.is_finished(start)
@@ -347,35 +366,33 @@ def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(ablation
     assert again.trainings == ablation.trainings
     carry_out(again)
     assert Run(ablation.folder / start.name).result["epoch"] == 1
-    assert len(again.rows) == 3
+    assert len(again.rows) == 2
 
 
-def test_seeds_and_budgets_can_be_added(ablation, plan, cuhk_manifest):
-    carry_out(ablation)
-    more = make(replace(plan, seeds=2, budgets=("steps",)), cuhk_manifest, ablation.folder)
+def test_seeds_and_budgets_can_be_added(finished, plan, cuhk_manifest):
+    more = make(replace(plan, seeds=2, budgets=("steps",)), cuhk_manifest, finished.folder)
     assert [more.is_finished(training) for training in more.trainings] == [True] * 3 + [False] * 3
     assert len(more.rows) == 2
 
 
-def test_an_older_versions_folder_is_gone_on_with(ablation, plan, cuhk_manifest, monkeypatch):
+def test_an_older_versions_folder_is_gone_on_with(finished, plan, cuhk_manifest, monkeypatch):
     """It kept a subset's parts in place of its name, and knew neither heads nor phrases nor what a step costs beside."""
-    carry_out(ablation)
-    rows = ablation.rows
-    kept = json.loads(ablation.file.read_text())
+    rows = finished.rows
+    kept = json.loads(finished.file.read_text())
     for name in ("head", "head_options"):
         del kept["settings"]["recipe"]["model"][name]
     del kept["settings"]["recipe"]["captions"]["phrases"]
     kept["costs"] = {
         name: {key: cost[key] for key in ("seconds", "steps", "parameters")} for name, cost in kept["costs"].items()
     }
-    ablation.file.write_text(json.dumps(kept))
+    finished.file.write_text(json.dumps(kept))
     lines = [vars(row) | {"parts": [] if row.contender == "plain" else [row.contender]} for row in rows]
     for line in lines:
         del line["contender"]
-    write_records(ablation.folder / ROWS, lines[:2])
-    again = make(plan, cuhk_manifest, ablation.folder)
+    write_records(finished.folder / ROWS, lines[:2])
+    again = make(plan, cuhk_manifest, finished.folder)
     assert again.rows == rows[:2]
-    assert again.trainings == ablation.trainings
+    assert again.trainings == finished.trainings
     assert [again.is_finished(training) for training in again.trainings] == [True, True, True, False]
     carry_out(again)
     assert again.rows == rows
@@ -389,18 +406,16 @@ def test_an_older_versions_folder_is_gone_on_with(ablation, plan, cuhk_manifest,
         ({"recipe": tiny.recipe(batch_size=6)}, "recipe"),
     ],
 )
-def test_another_ablations_folder_is_refused(ablation, plan, cuhk_manifest, changes, named_in_message):
-    assert ablation.costs
+def test_another_ablations_folder_is_refused(finished, plan, cuhk_manifest, changes, named_in_message):
     with pytest.raises(UsageError, match=f"other settings: {named_in_message}\n"):
-        make(plan_subsets(**{**MINIATURE, **changes}), cuhk_manifest, ablation.folder)
+        make(plan_subsets(**{**MINIATURE, **changes}), cuhk_manifest, finished.folder)
 
 
-def test_other_data_of_the_same_title_would_not_go_into_the_same_folder_unseen(ablation, plan, cuhk_manifest):
-    assert ablation.costs
+def test_other_data_of_the_same_title_would_not_go_into_the_same_folder_unseen(finished, plan, cuhk_manifest):
     other = replace(cuhk_manifest, captions=cuhk_manifest.captions.iloc[1:])
     assert other.title == cuhk_manifest.title
     with pytest.raises(UsageError, match=r"other settings: data_fingerprint\n.*\n.*name another --output"):
-        make(plan, other, ablation.folder)
+        make(plan, other, finished.folder)
 
 
 def test_a_folder_of_something_else_and_one_that_cannot_be_written_are_refused(plan, cuhk_manifest, tmp_path):
@@ -418,9 +433,8 @@ def test_what_cannot_be_trained_is_said_before_anything_is(cuhk_manifest, tmp_pa
     assert not (tmp_path / "a").exists()
 
 
-def test_pretrained_weights_need_no_start_training(cuhk_manifest, tmp_path):
-    Trainer(tiny.recipe(epochs=0.25), cuhk_manifest, tmp_path / "run", device=torch.device("cpu")).run()
-    recipe = override(tiny.recipe(), {"model.pretrained": str(tmp_path / "run")})
+def test_pretrained_weights_need_no_start_training(carried_out, cuhk_manifest, tmp_path):
+    recipe = override(tiny.recipe(), {"model.pretrained": str(carried_out.folder / "seed0" / "start")})
     plan = plan_subsets(recipe, ("triplet",), seeds=1, epochs=0.25, budgets=("steps",))
     ablation = make(plan, cuhk_manifest, tmp_path / "ablation")
     carry_out(ablation)

@@ -1,9 +1,12 @@
 """`tiprctl ablate` as users meet it, on a miniature data set."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import console
 import pytest
@@ -15,34 +18,61 @@ run = partial(console.run, "ablate")
 
 MINIATURE = [
     *("--recipe", "synth", "--parts", "triplet", "--set", "batch_size=4"),
-    *("--start-epochs", "0.25", "--epochs", "0.25", "--output", "runs/a"),
+    *("--start-epochs", "0.25", "--epochs", "0.25"),
 ]
 
 
-@pytest.fixture(autouse=True)
-def few_steps_are_timed(monkeypatch):
-    monkeypatch.setattr(measuring, "MEASURED", 2)
+@pytest.fixture(scope="module", autouse=True)
+def few_steps_are_timed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "WARM_UP", 1)
+        patch.setattr(measuring, "MEASURED", 2)
+        yield
 
 
-def test_a_table_for_each_budget_with_differences_and_costs(home):
-    result = run(*MINIATURE, "--seeds", 2)
-    tables = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines() if "│" in line]
+@pytest.fixture(scope="module")
+def carried_out(shared_manifest, few_steps_are_timed):
+    """A working folder with a data set that has a name of its own, and what its ablation over two seeds printed."""
+    data = shared_manifest.root.rename(shared_manifest.root.with_name("CUHK-PEDES-small"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(data.parent)
+        patch.setenv("TIPRCTL_DATA", str(data.parent))
+        return data.parent, run(*MINIATURE, "--seeds", 2)
+
+
+@pytest.fixture
+def printed(carried_out, monkeypatch):
+    """What the ablation printed, with its working folder as the current one; nothing is to be changed there."""
+    folder, result = carried_out
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TIPRCTL_DATA", str(folder))
+    return result
+
+
+def test_a_table_for_each_budget_with_differences_and_costs(printed):
+    tables = [[cell.strip() for cell in line.split("│")] for line in printed.stdout.splitlines() if "│" in line]
     assert [cells[1] for cells in tables] == ["plain", "triplet", "plain", "triplet"]
     plain, triplet = tables[:2]
     assert plain[2] == "0.25"
     assert all(0 <= float(cell) <= 100 for cell in plain[3:8])
     assert plain[8:11] == ["", "", "1.00"]
     assert all(" ± " in cell and cell[0] in "+-" for cell in triplet[8:10])
-    assert "equal time" in result.stdout
-    assert "equal steps, the epoch best on val, mean over seeds: 2" in result.stdout
-    assert "warning" not in result.stderr
-    assert "8 trainings of" in result.stderr
-    assert "Costs of a step on cpu" in result.stderr
-    assert "8 of 8: seed1/time/triplet" in result.stderr
-    assert "chosen on val" in result.stderr
+    assert "equal time" in printed.stdout
+    assert "equal steps, the epoch best on val, mean over seeds: 2" in printed.stdout
+    assert "warning" not in printed.stderr
+    assert "8 trainings of" in printed.stderr
+    assert "Costs of a step on cpu" in printed.stderr
+    assert "8 of 8: seed1/time/triplet" in printed.stderr
+    assert "chosen on val" in printed.stderr
 
 
-def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(home, monkeypatch):
+def test_a_set_with_a_name_of_its_own_is_called_by_it(printed):
+    assert "cuhk-pedes-small, test split" in printed.stdout
+    assert [folder.name for folder in Path("runs").iterdir()] == ["cuhk-pedes-small-synth-ablation"]
+
+
+def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(printed, monkeypatch):
+    monkeypatch.setattr("tiprctl.training.Trainer.run", lambda self: pytest.fail("trained again"))
     first = json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout)
     assert [(row["budget"], row["subset"]) for row in first["runs"]] == [
         ("steps", "plain"),
@@ -54,23 +84,25 @@ def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(home, monkeypatch
     assert result["differences"]["R@1"]["mean"] == pytest.approx(triplet["R@1"] - plain["R@1"], abs=0.02)
     assert result["differences"]["R@1"]["error"] is None
     assert first["costs"]["plain"]["ratio"] == 1.0
-    monkeypatch.setattr("tiprctl.training.Trainer.run", lambda self: pytest.fail("trained again"))
+    assert (first["recipe"], first["parts"], first["device"]) == ("synth", ["triplet"], "cpu")
     assert json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout) == first
     assert "vs plain" in run(*MINIATURE, "--seeds", 1, "--budget", "steps").stdout
 
 
+def test_other_settings_for_the_same_folder_are_named(printed):
+    result = run(*MINIATURE, "--epochs", "0.5", exit_code=2)
+    assert "other settings: epochs" in result.stderr
+    assert "--output" in result.stderr
+
+
 def test_ctrl_c_saves_and_the_same_command_goes_on(home):
-    script = (
-        "import os, signal; from tiprctl.ablation import measuring; measuring.MEASURED = 2\n"
-        "from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
-        "View.on_step = lambda self, n: os.kill(os.getpid(), signal.SIGINT)\n"
-        f"app({['ablate', *MINIATURE, '--seeds', '1']!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 130, done.stderr
-    assert "Go on with the same command" in done.stderr
-    assert done.stdout == ""
-    assert "4 of 4" in run(*MINIATURE, "--seeds", 1).stderr
+    arguments = [*MINIATURE, "--seeds", "1", "--budget", "steps", "--output", "runs/a"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ContenderView, "on_step", lambda self, samples: os.kill(os.getpid(), signal.SIGINT))
+        stopped = run(*arguments, exit_code=130)
+    assert "Go on with the same command" in stopped.stderr
+    assert stopped.stdout == ""
+    assert "3 of 3" in run(*arguments).stderr
 
 
 def test_only_what_is_new_to_the_shared_start_is_no_surprise(capsys):
@@ -78,13 +110,6 @@ def test_only_what_is_new_to_the_shared_start_is_no_surprise(capsys):
     view.on_warning("tir starts from random weights", objective="tir")
     view.on_warning("id starts from random weights", objective="id")
     assert capsys.readouterr().err == "warning: id starts from random weights\n"
-
-
-def test_a_set_with_a_name_of_its_own_is_called_by_it(home):
-    (home / "data" / "CUHK-PEDES").rename(home / "data" / "CUHK-PEDES-small")
-    arguments = [*MINIATURE[:-2], "--seeds", 1, "--budget", "steps"]
-    assert "cuhk-pedes-small, test split" in run(*arguments).stdout
-    assert [folder.name for folder in (home / "runs").iterdir()] == ["cuhk-pedes-small-synth-ablation"]
 
 
 @pytest.mark.parametrize(
@@ -109,13 +134,6 @@ def test_a_set_with_a_name_of_its_own_is_called_by_it(home):
 def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit_code, message):
     assert message in run(*MINIATURE, *arguments, exit_code=exit_code).stderr
     assert not (home / "runs").exists()
-
-
-def test_other_settings_for_the_same_folder_are_named(home):
-    run(*MINIATURE, "--seeds", 1, "--budget", "steps")
-    result = run(*MINIATURE, "--epochs", "0.5", exit_code=2)
-    assert "other settings: epochs" in result.stderr
-    assert "--output" in result.stderr
 
 
 def test_help_opens_with_examples():

@@ -19,7 +19,6 @@ from tiprctl.ablation.measuring import peak_memory, weigh
 from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
 from tiprctl.cli.compare import compare
 from tiprctl.config import override
-from tiprctl.data.manifest import find_manifest
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import TrainingError, UsageError
 from tiprctl.recipes import RECIPES, find_recipe
@@ -29,18 +28,41 @@ from tiprctl.training import Trainer
 run = partial(console.run, "compare")
 
 MINIATURE = [
-    *("--recipes", "clip,irra", "--start-epochs", "0.25", "--epochs", "0.25", "--output", "runs/c"),
-    *("--set", "batch_size=4", "--set", "model.name=tiny", "--set", "model.pretrained=none"),
-    *("--set", "model.image_size=[16,8]", "--set", "optim.warmup=0"),
+    *("--start-epochs", "0.25", "--epochs", "0.25", "--set", "batch_size=4", "--set", "model.name=tiny"),
+    *("--set", "model.pretrained=none", "--set", "model.image_size=[16,8]", "--set", "optim.warmup=0"),
 ]
+METHODS = ["clip", "irra", "sen", "cfine", "scvd"]
+COMPARISON = [*MINIATURE, "--recipes", ",".join(METHODS), "--seeds", 1, "--budget", "steps"]
 
 
-@pytest.fixture(autouse=True)
-def little_is_measured(monkeypatch):
-    monkeypatch.setattr(measuring, "WARM_UP", 1)
-    monkeypatch.setattr(measuring, "MEASURED", 2)
+@pytest.fixture(scope="module", autouse=True)
+def little_is_measured():
     memory = iter(range(120_000_000, 10**9, 50_000_000))
-    monkeypatch.setattr("tiprctl.ablation.experiment.peak_memory", lambda *_, **__: next(memory))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "WARM_UP", 1)
+        patch.setattr(measuring, "MEASURED", 2)
+        patch.setattr("tiprctl.ablation.experiment.peak_memory", lambda *_, **__: next(memory))
+        yield
+
+
+@pytest.fixture(scope="module")
+def carried_out(shared_manifest, little_is_measured):
+    """A working folder, and what the comparison of all methods there printed."""
+    folder = shared_manifest.root.parent
+    prune_captions(shared_manifest, "hanta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TIPRCTL_DATA", str(folder))
+        return folder, run(*COMPARISON)
+
+
+@pytest.fixture
+def printed(carried_out, monkeypatch):
+    """What the comparison printed, with its working folder as the current one; nothing is to be changed there."""
+    folder, result = carried_out
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TIPRCTL_DATA", str(folder))
+    return result
 
 
 def tables(result):
@@ -48,60 +70,52 @@ def tables(result):
     return [[cell.strip() for cell in line.replace("┃", "│").split("│")][1:-1] for line in lines]
 
 
-def test_a_table_with_differences_and_costs(home):
-    result = run(*MINIATURE, "--seeds", 2, "--budget", "steps")
-    heading, clip, irra = tables(result)
+def test_a_table_with_differences_and_costs(printed):
+    heading, clip, irra, *_ = tables(printed)
     assert heading == [
         *("recipe", "epochs", "R@1", "mAP", "mINP", "R@1 vs clip", "s/step", "cost", "memory", "width", "parameters")
     ]
     assert (clip[:2], irra[:2]) == (["clip", "0.25"], ["irra", "0.25"])
     assert all(0 <= float(cell) <= 100 for cell in (*clip[2:5], *irra[2:5]))
     assert (clip[5], clip[7:9], irra[8]) == ("", ["1.00", "120 MB"], "170 MB")
-    assert " ± " in irra[5] and irra[5][0] in "+-"
+    assert float(irra[5].split(" ± ")[0]) == pytest.approx(float(irra[2]) - float(clip[2]), abs=0.02)
     assert float(irra[6]) / float(clip[6]) == pytest.approx(float(irra[7]), rel=0.02)
     assert int(irra[10].replace(",", "")) > int(clip[10].replace(",", ""))
-    assert "equal steps, the epoch best on val, mean over seeds: 2" in result.stdout
-    assert "warning" not in result.stderr
-    assert "6 of 6: seed1/steps/irra" in result.stderr
-    assert "peak resident memory" in result.stderr
+    assert "cuhk-pedes, test split, percent; equal steps, the epoch best on val, mean over seeds: 1" in printed.stdout
+    assert "warning" not in printed.stderr
+    assert "6 of 6: seed0/steps/scvd" in printed.stderr
+    assert "peak resident memory" in printed.stderr
 
 
-def test_all_methods_start_from_the_same_checkpoint(home):
-    prune_captions(find_manifest(None, None), "hanta")
-    methods = ["clip", "irra", "sen", "cfine", "scvd"]
-    result = run(*MINIATURE, "--recipes", ",".join(methods), "--seeds", 1, "--budget", "steps")
-    _, *lines = tables(result)
-    assert [cells[0] for cells in lines] == methods
-    assert "warning" not in result.stderr
+def test_all_methods_start_from_the_same_checkpoint(printed):
+    _, *lines = tables(printed)
+    assert [cells[0] for cells in lines] == METHODS
     widths = {cells[0]: int(cells[9]) for cells in lines}
     assert widths["clip"] == widths["irra"] == widths["sen"] < widths["cfine"]
-    configs = [Run(home / "runs" / "c" / "seed0" / "steps" / name).config for name in methods]
-    assert {config.model.pretrained for config in configs} == {str(home / "runs/c/seed0/start/last.safetensors")}
+    seed = Path("runs/cuhk-pedes-comparison/seed0").absolute()
+    configs = [Run(seed / "steps" / name).config for name in METHODS]
+    assert {config.model.pretrained for config in configs} == {str(seed / "start" / "last.safetensors")}
 
 
-def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(home, monkeypatch):
-    first = json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout)
-    assert first["recipes"] == ["clip", "irra"]
-    assert [(row["budget"], row["recipe"]) for row in first["runs"]] == [
-        ("steps", "clip"),
-        ("steps", "irra"),
-        ("time", "irra"),
-    ]
-    clip, irra, _ = first["runs"]
-    result = first["results"]["steps"][1]
-    assert result["recipe"] == "irra"
-    assert result["differences"]["R@1"]["mean"] == pytest.approx(irra["R@1"] - clip["R@1"], abs=0.02)
-    assert (first["costs"]["irra"]["memory"], first["costs"]["clip"]["ratio"]) == (170_000_000, 1.0)
-    assert first["costs"]["clip"]["width"] == first["costs"]["irra"]["width"] > 0
+def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(printed, monkeypatch):
     for name in ("tiprctl.training.Trainer.run", "tiprctl.ablation.experiment.peak_memory"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("done again"))
-    assert json.loads(run(*MINIATURE, "--seeds", 1, "--json").stdout) == first
-    shown = run(*MINIATURE, "--seeds", 1)
-    assert "equal time" in shown.stdout
-    assert [cells[0] for cells in tables(shown)] == ["recipe", "clip", "irra"] * 2
-    assert "other settings: irra" in run(*MINIATURE, "--seeds", 1, "--set", "mlm.weight=2", exit_code=2).stderr
-    ablation = console.run("ablate", "--recipe", "irra", "--parts", "mlm", "--output", "runs/c", exit_code=2)
-    assert "something else" in ablation.stderr
+    document = json.loads(run(*COMPARISON, "--json").stdout)
+    assert (document["recipes"], document["device"]) == (METHODS, "cpu")
+    assert [(row["budget"], row["recipe"]) for row in document["runs"]] == [("steps", name) for name in METHODS]
+    clip, irra, *_ = document["runs"]
+    result = document["results"]["steps"][1]
+    assert result["recipe"] == "irra"
+    assert result["differences"]["R@1"]["mean"] == pytest.approx(irra["R@1"] - clip["R@1"], abs=0.02)
+    assert (document["costs"]["irra"]["memory"], document["costs"]["clip"]["ratio"]) == (170_000_000, 1.0)
+    assert document["costs"]["clip"]["width"] == document["costs"]["irra"]["width"] > 0
+    assert tables(run(*COMPARISON)) == tables(printed)
+
+
+def test_another_experiments_folder_is_refused(printed):
+    assert "other settings: irra" in run(*COMPARISON, "--set", "mlm.weight=2", exit_code=2).stderr
+    ablation = ("ablate", "--recipe", "irra", "--parts", "mlm", "--output", "runs/cuhk-pedes-comparison")
+    assert "something else" in console.run(*ablation, exit_code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -124,7 +138,7 @@ def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(home, 
     ],
 )
 def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit_code, message):
-    assert message in run(*MINIATURE, *arguments, exit_code=exit_code).stderr
+    assert message in run(*MINIATURE, "--recipes", "clip,irra", *arguments, exit_code=exit_code).stderr
     assert not (home / "runs").exists()
 
 
