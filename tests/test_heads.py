@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from tiprctl.errors import UsageError
-from tiprctl.models.clip import caption_mask
 from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.tokens import caption_masks
 
 
 def by_loop(block, x, place, visible):
@@ -34,20 +34,17 @@ def test_the_gaze_of_a_token_is_its_attention_in_the_last_block():
     token_ids = batch.token_ids.clone()
     token_ids[1, 5], token_ids[1, 6:] = 99, 0
 
-    image_tokens, image_attention = clip.attend_image(batch.pixels)
-    text_tokens, text_attention = clip.attend_text(token_ids)
+    seen, read = clip.see(batch.pixels, attention=True), clip.read(token_ids, attention=True)
 
-    torch.testing.assert_close(image_tokens, clip.encode_image(batch.pixels))
-    torch.testing.assert_close(text_tokens, clip.encode_text(token_ids))
+    torch.testing.assert_close(seen.values, clip.encode_image(batch.pixels))
+    torch.testing.assert_close(read.values, clip.encode_text(token_ids))
     image, text = entering[clip.visual.transformer], entering[clip.transformer]
     everything = torch.ones(image.shape[:2], dtype=torch.bool)
     start, ends = torch.zeros(len(image), dtype=torch.long), token_ids.argmax(1)
-    torch.testing.assert_close(
-        image_attention, by_loop(clip.visual.transformer.resblocks[-1], image, start, everything)
-    )
-    expected = by_loop(clip.transformer.resblocks[-1], text, ends, caption_mask(token_ids))
-    torch.testing.assert_close(text_attention, expected)
-    assert (text_attention[1, 6:] == 0).all() and text_attention[1, 5] > 0
+    torch.testing.assert_close(seen.attention, by_loop(clip.visual.transformer.resblocks[-1], image, start, everything))
+    expected = by_loop(clip.transformer.resblocks[-1], text, ends, torch.arange(9) <= ends[:, None])
+    torch.testing.assert_close(read.attention, expected)
+    assert (read.attention[1, 6:] == 0).all() and read.attention[1, 5] > 0
 
 
 def test_attention_is_computed_for_those_heads_alone_that_ask_for_it(monkeypatch):
@@ -56,6 +53,12 @@ def test_attention_is_computed_for_those_heads_alone_that_ask_for_it(monkeypatch
     monkeypatch.setattr(type(encoder.head), "needs_attention", True)
     assert encoder.see(batch.pixels).attention.shape == (len(batch.pixels), 9)
     assert encoder.read(batch.token_ids).attention.shape == batch.token_ids.shape
+
+
+def test_masks_tell_captions_from_padding_and_words_from_marks():
+    visible, words = caption_masks(torch.tensor([1, 3, 4]), 5)
+    assert visible.int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert words.int().tolist() == [[0, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
 
 
 def test_unknown_heads_and_options_are_refused():

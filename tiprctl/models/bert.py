@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tiprctl.config import Count, Fraction, Positive, from_dict, frozen, to_dict
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.registry import await_host
-from tiprctl.models.tokens import Tokens
+from tiprctl.models.tokens import Tokens, caption_masks
 from tiprctl.models.weights import read_weights
 from tiprctl.tokenizer import Tokenizer, clean
 
@@ -132,16 +132,14 @@ class Bert(nn.Module):
         length = token_ids.shape[1]
         if length > self.tokenizer.context_length:
             raise UsageError(f"Captions of {length} tokens exceed the context of {self.tokenizer.context_length}")
-        ends = (token_ids == self.tokenizer.end).int().argmax(dim=1, keepdim=True)
-        positions = torch.arange(length, device=token_ids.device)
-        visible = positions <= ends
+        visible, words = caption_masks((token_ids == self.tokenizer.end).int().argmax(dim=1), length)
         read = self.model(token_ids, attention_mask=visible.long(), output_hidden_states=attention)
         return Tokens(
             read.last_hidden_state,
             place=torch.zeros_like(token_ids[:, 0]),
             visible=visible,
             attention=self._gaze(read.hidden_states[-2], visible) if attention else None,
-            words=(positions > 0) & (positions < ends),
+            words=words,
             context=self.tokenizer.context_length,
         )
 

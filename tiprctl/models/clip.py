@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiprctl.errors import UsageError, unknown_name
+from tiprctl.models.tokens import Tokens, caption_masks
 
 POSITION_STD = 0.02
 HEAD_WIDTH = 64
@@ -296,9 +297,9 @@ class VisionTransformer(nn.Module):
         """See `Clip.encode_image`."""
         return self._project(self.transformer(self._embed(pixels, keep)))
 
-    def attend(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Clip.attend_image`."""
-        x, attention = self.transformer.attend(self._embed(pixels), torch.zeros_like(pixels[:, 0, 0, 0]).long())
+    def attend(self, pixels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and how much the token at `place` (B,) looks at each in the last block, `(B, 1 + N)`."""
+        x, attention = self.transformer.attend(self._embed(pixels), place)
         return self._project(x), attention
 
     def _embed(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -374,13 +375,6 @@ class Clip(nn.Module):
         """
         return self.visual(pixels, keep)
 
-    def attend_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of `encode_image`, and how much the class token looks at each in the last block, `(B, 1 + N)`.
-
-        The attention is averaged over the heads and has no gradient.
-        """
-        return self.visual.attend(pixels)
-
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
 
@@ -391,14 +385,27 @@ class Clip(nn.Module):
         """
         return self._project(self.transformer(self._embed(token_ids)))
 
-    def attend_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens of `encode_text`, and how much the end token looks at each in the last block, `(B, L)`.
+    def see(self, pixels: Tensor, *, attention: bool = False) -> Tokens:
+        """All tokens of `encode_image`, with the attention of the class token only where it is asked for."""
+        place = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+        if not attention:
+            return Tokens(self.encode_image(pixels), place)
+        values, gaze = self.visual.attend(pixels, place)
+        return Tokens(values, place, attention=gaze)
 
-        The attention is averaged over the heads and has no gradient; padding gets 0.
+    def read(self, token_ids: Tensor, *, attention: bool = False) -> Tokens:
+        """The tokens of `encode_text`, with the attention of the end token only where it is asked for.
+
+        The end token, which has the largest id, is the global one.
         """
-        ends = token_ids.argmax(dim=1)
-        x, attention = self.transformer.attend(self._embed(token_ids), ends, caption_mask(token_ids))
-        return self._project(x), attention
+        ends, gaze = token_ids.argmax(dim=1), None
+        visible, words = caption_masks(ends, token_ids.shape[1])
+        if attention:
+            x, gaze = self.transformer.attend(self._embed(token_ids), ends, visible)
+            values = self._project(x)
+        else:
+            values = self.encode_text(token_ids)
+        return Tokens(values, ends, visible, gaze, words, context=self.config.context_length)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         length = token_ids.shape[1]
@@ -421,19 +428,6 @@ class Clip(nn.Module):
         self.transformer.initialise(generator)
         self.ln_final.reset_parameters()
         self.text_projection.normal_(std=width**-0.5, generator=generator)
-
-
-def caption_mask(token_ids: Tensor) -> Tensor:
-    """Which of the tokens `(B, L)` belong to the caption, (B, L), True up to its end token, False at padding."""
-    ends = token_ids.argmax(dim=1, keepdim=True)
-    return torch.arange(token_ids.shape[1], device=token_ids.device) <= ends
-
-
-def word_mask(token_ids: Tensor) -> Tensor:
-    """Which of the tokens `(B, L)` are words, (B, L), True between the start token and the end token."""
-    ends = token_ids.argmax(dim=1, keepdim=True)
-    positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-    return (positions > 0) & (positions < ends)
 
 
 def _image_positions(grid: tuple[int, int], width: int) -> Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tiprctl.errors import UsageError
 from tiprctl.models.bert import Bert
-from tiprctl.models.clip import Clip, caption_mask, word_mask
+from tiprctl.models.clip import Clip
 from tiprctl.models.heads import build_head
 from tiprctl.models.tokens import Tokens
 from tiprctl.tokenizer import Tokenizer, default_tokenizer
@@ -50,32 +49,14 @@ class DualEncoder(nn.Module):
 
     def see(self, pixels: Tensor) -> Tokens:
         """The tokens of normalised images `(B, 3, H, W)`: the global one first, then the patches."""
-        place = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-        if not self.head.needs_attention:
-            return Tokens(self.clip.encode_image(pixels), place)
-        values, attention = self.clip.attend_image(pixels)
-        return Tokens(values, place, attention=attention)
+        return self.clip.see(pixels, attention=self.head.needs_attention)
 
     def read(self, token_ids: Tensor) -> Tokens:
         """The tokens of captions `(B, L)`.
 
-        With CLIP the global one is the end token, which has the largest id; with BERT it is the first.
+        With CLIP the global one is the end token; with BERT it is the first.
         """
-        if self.bert is not None:
-            return self.bert.read(token_ids, attention=self.head.needs_attention)
-        attention = None
-        if self.head.needs_attention:
-            values, attention = self.clip.attend_text(token_ids)
-        else:
-            values = self.clip.encode_text(token_ids)
-        return Tokens(
-            values,
-            place=token_ids.argmax(dim=1),
-            visible=caption_mask(token_ids),
-            attention=attention,
-            words=word_mask(token_ids),
-            context=self.clip.config.context_length,
-        )
+        return (self.bert or self.clip).read(token_ids, attention=self.head.needs_attention)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised images `(B, 3, H, W)` to features `(B, F)`, not normalised."""

@@ -43,3 +43,12 @@ class Tokens:
     def length(self) -> int:
         """The tokens that the tower makes where nothing is cut or spared."""
         return self.context or self.values.shape[1]
+
+
+def caption_masks(ends: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Which of `length` tokens belong to captions whose end mark is at `ends` (B,), and which are words: both (B, L).
+
+    The former are True up to the end mark, the latter between it and the start mark, which is the first token.
+    """
+    positions, ends = torch.arange(length, device=ends.device), ends[:, None]
+    return positions <= ends, (positions > 0) & (positions < ends)
