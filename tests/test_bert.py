@@ -303,10 +303,39 @@ def test_the_default_is_the_bert_of_cfine():
     assert ModelConfig(text_encoder="bert:a/b").bert == "a/b"
 
 
-@pytest.mark.parametrize("text_encoder", ["Bert", "bert:", "clip:b", ""])
-def test_other_text_encoders_are_refused(text_encoder):
-    with pytest.raises(UsageError, match="text_encoder is clip, bert or bert:SOURCE"):
+@pytest.mark.parametrize(
+    ("text_encoder", "hint"),
+    [
+        ("bret", "Did you mean bert? "),
+        ("Bert", "Did you mean bert? "),
+        ("bert:", "Did you mean bert? "),
+        ("clip:b", "Did you mean clip? "),
+        ("", ""),
+    ],
+)
+def test_other_text_encoders_are_refused_with_the_choices(text_encoder, hint):
+    with pytest.raises(UsageError) as raised:
         override(tiny.recipe(), {"model.text_encoder": text_encoder})
+    assert raised.value.what == f"There is no text encoder named {text_encoder!r}"
+    assert raised.value.where == "--text-encoder"
+    assert raised.value.remedy.startswith(f"{hint}Choices: ")
+    assert sorted(raised.value.remedy.rpartition(": ")[2].rstrip(".").split(", ")) == [
+        "bert",
+        "bert:FOLDER",
+        "bert:NAME",
+        "clip",
+    ]
+
+
+def test_a_folder_without_its_kind_is_told_how_it_is_given(folder):
+    with pytest.raises(UsageError) as raised:
+        ModelConfig(text_encoder=str(folder))
+    assert raised.value.remedy == f"Give the BERT in it: --text-encoder bert:{folder}"
+
+
+def test_the_command_names_its_option_for_the_text_encoder(home):
+    stderr = run("train", *MINIATURE, "--text-encoder", "bret", exit_code=2).stderr
+    assert "There is no text encoder named 'bret'\n  --text-encoder\n  Did you mean bert?" in stderr
 
 
 def test_towers_of_two_widths_are_refused_with_both(saved, home):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from tiprctl.errors import UsageError
+from tiprctl.errors import UsageError, unknown_name
 
 T = TypeVar("T")
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +22,8 @@ Count = Annotated[int, Field(ge=1)]
 
 BERT = "bert-base-uncased"
 """The BERT that CFine was published with, and the default."""
+TEXT_ENCODER = "--text-encoder"
+"""The option that chooses what reads the captions."""
 MOST_PHRASES = 6
 """Phrases of a caption at most: SCVD sums its loss over one global and six local pairs."""
 
@@ -37,6 +40,9 @@ class ModelConfig:
     with `bert:SOURCE` what a folder or a name on huggingface.co holds.
     `image_size` is (height, width) in pixels; `stride` None means the patch size. `head` names what makes features of
     the towers' tokens, with its `head_options`.
+
+    Raises:
+        UsageError: there is no such text encoder.
     """
 
     name: str = "ViT-B-16"
@@ -50,7 +56,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         kind, colon, source = self.text_encoder.partition(":")
         if kind not in ("clip", "bert") or (colon and (kind == "clip" or not source)):
-            raise ValueError(f"text_encoder is clip, bert or bert:SOURCE, not {self.text_encoder}")
+            raise _unknown_text_encoder(self.text_encoder)
 
     @property
     def bert(self) -> str | None:
@@ -229,6 +235,19 @@ def _explain(error: ValidationError, where: str | None) -> UsageError:
     """One readable line from pydantic's list of problems."""
     problems = "; ".join(_problem(item) for item in error.errors())
     return UsageError(f"Not a valid configuration: {problems}", where=where, remedy="Correct these values.")
+
+
+def _unknown_text_encoder(name: str) -> UsageError:
+    """What to say of a text encoder that there is none of; a folder is told how it is given."""
+    if name and Path(name).expanduser().is_dir():
+        return UsageError(
+            f"There is no text encoder named {name!r}, but such a folder",
+            where=TEXT_ENCODER,
+            remedy=f"Give the BERT in it: {TEXT_ENCODER} bert:{name}",
+        )
+    error = unknown_name("text encoder", name, ("clip", "bert", "bert:FOLDER", "bert:NAME"))
+    error.where = TEXT_ENCODER
+    return error
 
 
 def _problem(item: Mapping[str, Any]) -> str:
