@@ -16,8 +16,8 @@ from console import run
 from tiprctl.checkpoint import load_encoder, read_checkpoint, save_checkpoint
 from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError, TiprError, UsageError
-from tiprctl.models import bert as module
-from tiprctl.models.bert import load_bert
+from tiprctl.models import bert, bert_weights
+from tiprctl.models.bert_weights import load_bert
 from tiprctl.models.embedder import over_captions
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives.base import Role
@@ -402,7 +402,7 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(monkeypatch, tm
     def silent(address):
         raise OSError("no network")
 
-    monkeypatch.setattr(module, "await_host", silent)
+    monkeypatch.setattr(bert_weights, "await_host", silent)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
     with pytest.raises(
         InputError, match="bert-base-uncased are not on this machine and cannot be downloaded"
@@ -420,7 +420,7 @@ def test_weights_in_the_cache_ask_no_network(saved, monkeypatch):
     def refused(address):
         raise AssertionError(address)
 
-    monkeypatch.setattr(module, "await_host", refused)
+    monkeypatch.setattr(bert_weights, "await_host", refused)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     assert load_bert("somebody/small").sizes == load_bert(str(saved)).sizes
 
@@ -435,8 +435,8 @@ def test_without_the_extra_a_run_says_what_to_install(trained, monkeypatch):
 
 
 def test_no_module_imports_the_libraries_before_they_are_needed():
-    files = list(Path(module.__file__).parents[1].rglob("*.py"))
-    assert Path(module.__file__) in files
+    files = list(Path(bert.__file__).parents[1].rglob("*.py"))
+    assert Path(bert.__file__) in files
     assert not [
         file for file in files if re.search(r"^\s*(import|from) (transformers|tokenizers)\b", file.read_text(), re.M)
     ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
 from tiprctl.config import ModelConfig, from_dict, to_dict
 from tiprctl.errors import InputError
-from tiprctl.models.bert import load_bert
+from tiprctl.models.bert_weights import load_bert
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.base import Head
