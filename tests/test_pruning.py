@@ -200,8 +200,11 @@ def test_another_version_of_the_tagger_starts_anew(manifest, monkeypatch):
 
 
 def test_a_missing_file_says_how_to_make_it(manifest):
-    with pytest.raises(InputError, match=rf"not pruned yet[\s\S]*{FILE_NAME}[\s\S]*tiprctl augment {manifest.root}`"):
+    with pytest.raises(InputError, match="not tagged yet") as raised:
         read_pruned(manifest)
+    assert raised.value.where == str(manifest.root / FILE_NAME)
+    assert f"`tiprctl augment {manifest.root}`" in raised.value.remedy
+    assert all(recipe in raised.value.remedy for recipe in ("sen prunes", "scvd makes its phrases"))
 
 
 def test_a_file_of_another_manifest_is_refused_and_made_anew(manifest):

@@ -120,14 +120,15 @@ def read_origin(manifest: Manifest) -> Origin:
     file = manifest.root / FILE_NAME
     command = f"`tiprctl augment {manifest.root}`"
     if not file.is_file():
-        raise InputError("The training captions are not pruned yet", where=file, remedy=f"Prune them with {command}.")
+        remedy = f"Tag them with {command}: sen prunes by the tags, scvd makes its phrases of them."
+        raise InputError("The training captions are not tagged yet", where=file, remedy=remedy)
     try:
         origin = _origin(pq.read_schema(file))
     except _UNREADABLE as error:
         raise _damaged(file) from error
     if origin.fingerprint != manifest.fingerprint:
-        what = "The pruned captions were made from another manifest than the data set has now"
-        raise InputError(what, where=file, remedy=f"Prune them again with {command}.")
+        what = "The tagged captions are those of another manifest than the data set has now"
+        raise InputError(what, where=file, remedy=f"Tag them again with {command}.")
     return origin
 
 
@@ -187,5 +188,5 @@ def _agree(captions: list[str], found: PrunedCaptions) -> bool:
 
 
 def _damaged(file: Path) -> InputError:
-    remedy = f"Prune them again with `tiprctl augment {file.parent}`."
-    return InputError("The file of pruned captions is damaged", where=file, remedy=remedy)
+    remedy = f"Tag them again with `tiprctl augment {file.parent}`."
+    return InputError("The file of tagged captions is damaged", where=file, remedy=remedy)
