@@ -32,8 +32,11 @@ PAIRS = list(product(range(IMAGES), range(CAPTIONS)))
 def head(width: int = WIDTH, **options: float) -> VisualDivision:
     torch.manual_seed(0)
     division = build_head("division", options, width)
-    # Beyond its start, so that what the projection does can be told.
+    # Beyond its start, so that what the projection and the biases do can be told.
     torch.nn.init.normal_(division.projection.weight, std=width**-0.5)
+    for parameter in division.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.5)
     return division
 
 
