@@ -34,7 +34,7 @@ def test_captions_are_shown_before_and_after_with_the_totals(root, cuhk_manifest
     assert len(rows) == 4
     before = sum(len(caption.split()) for caption in cuhk_manifest.split("train").captions)
     after = sum(len(caption.split()) for caption in pruned)
-    assert rows[-1] == ["16", f"{after / before:.1%}", "0"]
+    assert rows[-1] == ["16", f"{after / before:.1%}", "0", "0"]
     assert f"Wrote CUHK-PEDES/{FILE_NAME}, made with hanta {TAGGERS['hanta'].version}" in result.stderr
 
 
@@ -72,13 +72,16 @@ def test_a_file_that_was_only_to_be_finished_is_written(root):
     assert "Wrote" in run("--root", root).stderr
 
 
-def test_only_captions_without_a_word_to_keep_count_as_left_whole(cuhk_manifest, monkeypatch):
+def test_captions_without_a_word_to_keep_and_without_a_noun_phrase_are_counted(cuhk_manifest, monkeypatch):
     kinds = {"they": "p", "walking quickly away": "...", "red coat": "an", "walking": "."}
     captions = cuhk_manifest.captions.iloc[:4].assign(split="train", caption=list(kinds))
     write_manifest(replace(cuhk_manifest, captions=captions))
     monkeypatch.setattr("tiprctl.data.pruning.classify", lambda caption, tagger: kinds[caption])
     document = json.loads(run("--root", cuhk_manifest.root, "--json").stdout)
-    assert (document["captions"], document["left_whole"]) == (4, 2)
+    assert (document["captions"], document["left_whole"], document["without_phrase"]) == (4, 2, 3)
+    table = run("--root", cuhk_manifest.root, "--preview", 0).stdout
+    assert "without a noun phrase" in table
+    assert [cell.strip() for cell in table.splitlines()[-2].split("│")[1:-1]][2:] == ["2", "3"]
 
 
 def test_another_tagger_is_taken_when_asked(root):

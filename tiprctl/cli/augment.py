@@ -78,10 +78,11 @@ class _View:
 def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> dict[str, Any]:
     """Where the file is, what made it, and how much it keeps; words are what white space divides.
 
-    `left_whole` counts the captions without a word to keep, which stay as they are.
+    `left_whole` counts the captions without a word to keep, which stay as they are; `without_phrase` those without a
+    noun, which are read whole as their own one phrase.
     """
     from tiprctl.data.pruning import FILE_NAME
-    from tiprctl.data.tagging import OTHER
+    from tiprctl.data.tagging import NOUN, OTHER
 
     before, after = (sum(len(text.split()) for text in texts) for texts in (captions, done.pruned))
     return {
@@ -92,6 +93,7 @@ def _summary(manifest: Manifest, captions: list[str], done: PrunedCaptions) -> d
         "captions": len(captions),
         "words_kept": after / before,
         "left_whole": sum(set(classes) <= {OTHER} for classes in done.classes),
+        "without_phrase": sum(NOUN not in classes for classes in done.classes),
     }
 
 
@@ -111,8 +113,9 @@ def _print(title: str, document: dict[str, Any], *, written: bool) -> None:
     if document["examples"]:
         rows = [(each["caption"], each["pruned"], ", ".join(each["phrases"])) for each in document["examples"]]
         render.result_table(render.table(title, ("caption", "pruned", "phrases"), rows))
-    rows = [(f"{document['captions']:,}", f"{document['words_kept']:.1%}", f"{document['left_whole']:,}")]
-    headings = [(heading, "right") for heading in ("captions", "words kept", "left whole")]
+    captions, whole, bare = (f"{document[key]:,}" for key in ("captions", "left_whole", "without_phrase"))
+    rows = [(captions, f"{document['words_kept']:.1%}", whole, bare)]
+    headings = [(heading, "right") for heading in ("captions", "words kept", "left whole", "without a noun phrase")]
     render.result_table(render.table(None, headings, rows))
     what = "Wrote" if written else "There already is"
     render.note(f"{what} {document['file']}, made with {document['tagger']} {document['version']}.")
