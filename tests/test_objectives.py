@@ -7,6 +7,7 @@ import torch
 from tiprctl.config import ObjectiveConfig, frozen
 from tiprctl.errors import UsageError
 from tiprctl.losses import cosine_similarity, identity_loss, itc_loss, sdm_loss, triplet_loss
+from tiprctl.models.encodings import Needs
 from tiprctl.models.masking import grey
 from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
@@ -174,6 +175,23 @@ def test_objectives_of_a_group_share_the_loss_that_they_define(monkeypatch):
     torch.testing.assert_close(alone.total.detach(), 3 * alone.parts["second"])
     with pytest.raises(UsageError, match="2 weights"):
         compose(first, replace(second, weight=2))
+
+
+class Pairing(Objective):
+    """Needs the pairs of a head, whichever head it is."""
+
+    name, Config = "pairing", NoConfig
+
+    def needs(self):
+        return Needs(pairs=True)
+
+
+def test_pairs_of_a_head_that_looks_at_none_are_refused_before_the_first_step(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, Pairing.name, Pairing)
+    late = [ObjectiveConfig(name="sdm"), ObjectiveConfig(name=Pairing.name, start=0.5)]
+    with pytest.raises(UsageError, match=r"objective pairing reads pairs .* the head global looks at none\nmodel\.head"):
+        compose(*late)
+    Composition(tiny.encoder(head="division"), late, identities=3)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0.2, 1.0), (0.0, 0.7)])

@@ -38,9 +38,9 @@ class Composition(nn.Module):
     """A method: an encoder and its weighted objectives, each active in its share of the training.
 
     Raises:
-        UsageError: an objective is unknown, its options are wrong, it needs another head or text tower, two that are
-            active together want different masks of the same kind or share a loss on different conditions, or a stretch
-            of the training has none.
+        UsageError: an objective is unknown, its options are wrong, it needs another head or text tower, or pairs of a
+            head that looks at none; two that are active together want different masks of the same kind or share a loss
+            on different conditions; or a stretch of the training has none.
     """
 
     def __init__(self, encoder: DualEncoder, configs: Sequence[ObjectiveConfig], *, identities: int):
@@ -49,12 +49,24 @@ class Composition(nn.Module):
         self.configs = tuple(configs)
         spec = EncoderSpec(encoder.clip.config, encoder.head.width, identities, encoder.head.name)
         self.objectives = nn.ModuleDict({config.name: build_objective(config, spec) for config in self.configs})
+        self._check_pairs()
         for boundary in _boundaries(self.configs):
             self._check(boundary)
 
     def active(self, progress: float) -> list[ObjectiveConfig]:
         """The objectives that take part at `progress`, the share of all steps that is done."""
         return _active(self.configs, progress)
+
+    def _check_pairs(self) -> None:
+        """Refuse an objective that reads pairs of images and captions where the head looks at none."""
+        for name, objective in self.objectives.items():
+            if objective.needs().pairs and not self.encoder.head.reranks:
+                raise UsageError(
+                    f"The objective {name} reads pairs of images and captions, and the head {self.encoder.head.name} "
+                    "looks at none",
+                    where="model.head",
+                    remedy=f"Give a head that does: `--set model.head=division`, or train without {name}.",
+                )
 
     def _check(self, progress: float) -> None:
         """Refuse what could not be trained at `progress`: clashing objectives, or nothing to learn from."""
