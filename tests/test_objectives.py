@@ -189,7 +189,7 @@ class Pairing(Objective):
 def test_pairs_of_a_head_that_looks_at_none_are_refused_before_the_first_step(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, Pairing.name, Pairing)
     late = [ObjectiveConfig(name="sdm"), ObjectiveConfig(name=Pairing.name, start=0.5)]
-    with pytest.raises(UsageError, match=r"objective pairing reads pairs .* the head global looks at none\nmodel\.head"):
+    with pytest.raises(UsageError, match=r"pairing reads pairs .* the head global looks at none\nmodel\.head"):
         compose(*late)
     Composition(tiny.encoder(head="division"), late, identities=3)
 
