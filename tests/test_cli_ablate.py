@@ -49,16 +49,19 @@ def printed(carried_out, monkeypatch):
     return result
 
 
-def test_a_table_for_each_budget_with_differences_and_costs(printed):
-    tables = [[cell.strip() for cell in line.split("│")] for line in printed.stdout.splitlines() if "│" in line]
-    assert [cells[1] for cells in tables] == ["plain", "triplet", "plain", "triplet"]
-    plain, triplet = tables[:2]
+def test_a_table_for_each_budget_with_differences_and_one_of_costs(printed):
+    lines = [[cell.strip() for cell in line.split("│")] for line in printed.stdout.splitlines() if "│" in line]
+    assert [cells[1] for cells in lines] == ["plain", "triplet"] * 3
+    plain, triplet, *_, costs, _ = lines
     assert plain[2] == "0.25"
-    assert all(0 <= float(cell) <= 100 for cell in plain[3:8])
-    assert plain[8:11] == ["", "", "1.00"]
-    assert all(" ± " in cell and cell[0] in "+-" for cell in triplet[8:10])
-    assert "equal time" in printed.stdout
-    assert "equal steps, the epoch best on val, mean over seeds: 2" in printed.stdout
+    assert all(0 <= float(cell) <= 100 for cell in plain[3:6])
+    assert plain[6:8] == ["", ""]
+    assert all(" ± " in cell and cell[0] in "+-" for cell in triplet[6:8])
+    assert (costs[3], costs[4].isdecimal(), costs[5][-2:]) == ("1.00", True, " M"), "no memory: it is not measured"
+    titles = [line for line in printed.stdout.splitlines() if line.startswith(("equal ", "costs "))]
+    assert [title.strip() for title in titles] == ["equal steps", "equal time", "costs on cpu"]
+    assert "the epoch best on val, mean over seeds: 2\n" in printed.stdout
+    assert max(map(len, printed.stdout.splitlines())) <= 100
     assert "warning" not in printed.stderr
     assert "8 trainings of" in printed.stderr
     assert "Costs of a step on cpu" in printed.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from functools import partial
 from mmap import mmap
 from pathlib import Path
@@ -66,31 +67,41 @@ def printed(carried_out, monkeypatch):
 
 
 def tables(result):
-    lines = [line for line in result.stdout.splitlines() if line.startswith(("┃", "│"))]
-    return [[cell.strip() for cell in line.replace("┃", "│").split("│")][1:-1] for line in lines]
+    """The lines of each table, its heading first."""
+    found = []
+    for line in result.stdout.splitlines():
+        if line.startswith("┃"):
+            found.append([])
+        if line.startswith(("┃", "│")):
+            found[-1].append([cell.strip() for cell in line.replace("┃", "│").split("│")][1:-1])
+    return found
 
 
-def test_a_table_with_differences_and_costs(printed):
-    heading, clip, irra, *_ = tables(printed)
-    assert heading == [
-        *("recipe", "epochs", "R@1", "mAP", "mINP", "R@1 vs clip", "s/step", "cost", "memory", "width", "parameters")
-    ]
+def test_a_table_of_figures_with_differences_and_one_of_costs(printed):
+    (heading, clip, irra, *_), costs = tables(printed)
+    assert heading == ["recipe", "epochs", "R@1", "mAP", "mINP", "R@1 vs clip", "mAP vs clip"]
     assert (clip[:2], irra[:2]) == (["clip", "0.25"], ["irra", "0.25"])
     assert all(0 <= float(cell) <= 100 for cell in (*clip[2:5], *irra[2:5]))
-    assert (clip[5], clip[7:9], irra[8]) == ("", ["1.00", "120 MB"], "170 MB")
-    assert float(irra[5].split(" ± ")[0]) == pytest.approx(float(irra[2]) - float(clip[2]), abs=0.02)
-    assert float(irra[6]) / float(clip[6]) == pytest.approx(float(irra[7]), rel=0.02)
-    assert int(irra[10].replace(",", "")) > int(clip[10].replace(",", ""))
-    assert "cuhk-pedes, test split, percent; equal steps, the epoch best on val, mean over seeds: 1" in printed.stdout
+    assert clip[5:] == ["", ""]
+    for difference, figure in ((5, 2), (6, 3)):
+        expected = float(irra[figure]) - float(clip[figure])
+        assert float(irra[difference].split(" ± ")[0]) == pytest.approx(expected, abs=0.02)
+    heading, clip, irra, *_ = costs
+    assert heading == ["recipe", "s/step", "cost", "memory", "width", "parameters"]
+    assert (clip[2:4], irra[3]) == (["1.00", "120 MB"], "170 MB")
+    assert float(irra[1]) / float(clip[1]) == pytest.approx(float(irra[2]), rel=0.02)
+    assert float(irra[5].removesuffix(" M")) > float(clip[5].removesuffix(" M"))
+    assert "cuhk-pedes, test split, percent; the epoch best on val, mean over seeds: 1\n" in printed.stdout
+    assert "\nequal steps " in printed.stdout
     assert "warning" not in printed.stderr
     assert "6 of 6: seed0/steps/scvd" in printed.stderr
     assert "peak resident memory" in printed.stderr
 
 
 def test_all_methods_start_from_the_same_checkpoint(printed):
-    _, *lines = tables(printed)
+    (_, *lines), (_, *costs) = tables(printed)
     assert [cells[0] for cells in lines] == METHODS
-    widths = {cells[0]: int(cells[9]) for cells in lines}
+    widths = {cells[0]: int(cells[4]) for cells in costs}
     assert widths["clip"] == widths["irra"] == widths["sen"] < widths["cfine"]
     seed = Path("runs/cuhk-pedes-comparison/seed0").absolute()
     configs = [Run(seed / "steps" / name).config for name in METHODS]
@@ -110,6 +121,17 @@ def test_json_has_costs_results_and_runs_and_a_second_call_trains_nothing(printe
     assert (document["costs"]["irra"]["memory"], document["costs"]["clip"]["ratio"]) == (170_000_000, 1.0)
     assert document["costs"]["clip"]["width"] == document["costs"]["irra"]["width"] > 0
     assert tables(run(*COMPARISON)) == tables(printed)
+
+
+def test_the_tables_of_large_models_fit_a_terminal(printed, tmp_path):
+    folder = shutil.copytree("runs/cuhk-pedes-comparison", tmp_path / "large")
+    kept = json.loads((folder / "comparison.json").read_text())
+    for cost in kept["costs"].values():
+        cost |= {"seconds": 12.3456, "parameters": 149_620_737, "memory": 23_456_789_012, "width": 1536}
+    (folder / "comparison.json").write_text(json.dumps(kept))
+    result = run(*COMPARISON, "--output", folder)
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert tables(result)[1][-1] == ["scvd", "12.3", "1.00", "23,457 MB", "1536", "150 M"]
 
 
 def test_another_experiments_folder_is_refused(printed):

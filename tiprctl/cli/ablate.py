@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tiprctl.cli import experiments
-from tiprctl.cli.experiments import Budget, Budgets, Columns, Epochs, Seeds, StartEpochs
+from tiprctl.cli.experiments import Budget, Budgets, Epochs, Seeds, StartEpochs
 from tiprctl.cli.options import Data, Device, Json, Root, Settings, Workers
-
-if TYPE_CHECKING:
-    from tiprctl.ablation.experiment import Experiment
 
 
 def ablate(
@@ -45,12 +42,11 @@ def ablate(
     tiprctl ablate --start-epochs 4 --epochs 1.5 --set tir.weight=5 --json
     """
     from tiprctl.ablation.parts import OPTION, parse_parts, plan_subsets, with_all
-    from tiprctl.recipes import FIGURES, check_names, find_recipe
+    from tiprctl.recipes import check_names, find_recipe
 
     chosen = parse_parts(parts)
     check_names(recipe, None, None)
 
-    from tiprctl.ablation.summary import COMPARED
     from tiprctl.data.manifest import find_manifest
     from tiprctl.runs import RUNS
     from tiprctl.settings import resolve
@@ -72,12 +68,7 @@ def ablate(
         about=f"recipe {recipe}, {len(plan.contenders)} subsets of its parts",
         kind="subset",
         asked={"recipe": recipe, "parts": chosen},
-        columns=Columns(FIGURES, COMPARED, _costs),
         json=json,
         workers=workers,
         device=device,
     )
-
-
-def _costs(experiment: Experiment, subset: str) -> dict[str, str]:
-    return {"cost": f"{experiment.ratios[subset]:.2f}", "parameters": f"{experiment.costs[subset].parameters:,}"}

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tiprctl.cli import experiments, render
-from tiprctl.cli.experiments import Budget, Budgets, Columns, Epochs, Seeds, StartEpochs
+from tiprctl.cli import experiments
+from tiprctl.cli.experiments import Budget, Budgets, Epochs, Seeds, StartEpochs
 from tiprctl.cli.options import Data, Device, Json, Root, Settings, Workers
-
-if TYPE_CHECKING:
-    from tiprctl.ablation.experiment import Experiment
-
-MEGABYTE = 1e6
 
 
 def compare(
@@ -71,31 +66,14 @@ def compare(
         epochs=epochs,
         budgets=budget.asked,
     )
-    experiment = experiments.run(
+    experiments.run(
         plan,
         manifest,
         output or RUNS / f"{manifest.title}-comparison",
         about=f"recipes {', '.join(names)}",
         kind="recipe",
         asked={"recipes": names},
-        columns=Columns(("R@1", "mAP", "mINP"), ("R@1",), _costs),
         json=json,
         workers=workers,
         device=device,
     )
-    if not json:
-        memory = "GPU memory" if experiment.device.type == "cuda" else "resident memory"
-        render.note(
-            f"memory: peak {memory} that a training's weights, optimiser and first steps took. width: of a feature."
-        )
-
-
-def _costs(experiment: Experiment, recipe: str) -> dict[str, str]:
-    cost = experiment.costs[recipe]
-    return {
-        "s/step": f"{cost.seconds:.3g}",
-        "cost": f"{experiment.ratios[recipe]:.2f}",
-        "memory": "–" if cost.memory is None else f"{cost.memory / MEGABYTE:,.0f} MB",
-        "width": str(cost.width),
-        "parameters": f"{cost.parameters:,}",
-    }

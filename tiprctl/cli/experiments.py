@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 from tiprctl.cli import render
 
 if TYPE_CHECKING:
+    from tiprctl.ablation.cost import Cost
     from tiprctl.ablation.experiment import Experiment
     from tiprctl.ablation.plan import Plan, Training
     from tiprctl.ablation.summary import Difference, Summary
@@ -54,17 +54,10 @@ Epochs = Annotated[
 Budgets = Annotated[Budget, typer.Option("--budget", help="Compare at equal steps, at equal time, or both.")]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What the tables of an experiment show beside the epochs.
+FIGURES = ("R@1", "mAP", "mINP")
+"""The figures in the tables; R@5 and R@10 are in the JSON document."""
 
-    `figures`; of those `compared` the differences to the first contender; and what a contender of a name `costs`, each
-    cell by its column.
-    """
-
-    figures: Sequence[str]
-    compared: Sequence[str]
-    costs: Callable[[Experiment, str], dict[str, str]]
+MILLION = 1e6
 
 
 def run(
@@ -75,11 +68,10 @@ def run(
     about: str,
     kind: str,
     asked: dict[str, Any],
-    columns: Columns,
     json: bool,
     workers: int | None,
     device: str | None,
-) -> Experiment:
+) -> None:
     """Carry a plan out in its folder, and print what came of it, as tables or as one JSON document.
 
     Args:
@@ -96,8 +88,7 @@ def run(
     if json:
         render.result_json(_document(experiment, kind, asked))
     else:
-        _print_tables(experiment, kind, columns)
-    return experiment
+        _print_results(experiment, kind)
 
 
 def _carry_out(experiment: Experiment) -> None:
@@ -147,40 +138,70 @@ def _summaries(experiment: Experiment) -> dict[str, list[Summary]]:
     return {budget: summarise(experiment.rows, plan.names, budget) for budget in plan.budgets}
 
 
-def _print_tables(experiment: Experiment, kind: str, columns: Columns) -> None:
-    """A table for each budget, and what its columns mean."""
+def _print_results(experiment: Experiment, kind: str) -> None:
+    """A table for each budget, one of the costs, and what their columns mean."""
+    from tiprctl.ablation.summary import COMPARED
+
     first = experiment.plan.first
-    differences = (f"{figure} vs {first}" for figure in columns.compared)
-    numbers = ["epochs", *columns.figures, *differences, *columns.costs(experiment, first)]
+    numbers = ["epochs", *FIGURES, *(f"{figure} vs {first}" for figure in COMPARED)]
     headings = [kind, *((name, "right") for name in numbers)]
+    render.result_line(_about_figures(experiment))
     for budget, lines in _summaries(experiment).items():
-        rows = (_cells(experiment, summary, columns) for summary in lines)
-        render.result_table(render.table(_title(experiment, budget), headings, rows))
+        rows = (_cells(summary, is_first=summary.contender == first) for summary in lines)
+        render.result_table(render.table(f"equal {budget}", headings, rows))
+    _print_costs(experiment, kind)
     render.note(
         f"vs {first}: mean difference, paired by seed, ± its standard error. cost: a step's time over {first}'s."
     )
+    if experiment.plan.memory:
+        memory = "GPU memory" if experiment.device.type == "cuda" else "resident memory"
+        render.note(f"memory: peak {memory} that a training's weights, optimiser and first steps took.")
+    render.note("width: of a feature.")
 
 
-def _title(experiment: Experiment, budget: str) -> str:
-    """What a table is of, and how its figures came about."""
+def _about_figures(experiment: Experiment) -> str:
+    """What the figures are of, and how they came about."""
     row = experiment.rows[0]
     chosen = "the last epoch" if row.selected_on == "last" else f"the epoch best on {row.selected_on}"
     return (
-        f"{experiment.manifest.title}, {row.split} split, percent; "
-        f"equal {budget}, {chosen}, mean over seeds: {experiment.plan.seeds}"
+        f"{experiment.manifest.title}, {row.split} split, percent; {chosen}, mean over seeds: {experiment.plan.seeds}"
     )
 
 
-def _cells(experiment: Experiment, summary: Summary, columns: Columns) -> list[str]:
+def _cells(summary: Summary, *, is_first: bool) -> list[str]:
     """A contender's line; the first one has no differences to show."""
-    is_first = summary.contender == experiment.plan.first
     return [
         summary.contender,
         f"{summary.epochs:.2f}",
-        *(f"{summary.figures[figure]:.2f}" for figure in columns.figures),
-        *("" if is_first else _gain(summary.differences[figure]) for figure in columns.compared),
-        *columns.costs(experiment, summary.contender).values(),
+        *(f"{summary.figures[figure]:.2f}" for figure in FIGURES),
+        *("" if is_first else _gain(difference) for difference in summary.differences.values()),
     ]
+
+
+def _print_costs(experiment: Experiment, kind: str) -> None:
+    """What each contender costs; without the columns that were not measured."""
+    lines = {name: _costs(cost, experiment.ratios[name]) for name, cost in experiment.costs.items()}
+    measured = [column for column in next(iter(lines.values())) if any(line[column] for line in lines.values())]
+    headings = [kind, *((column, "right") for column in measured)]
+    rows = ([name, *(line[column] or "–" for column in measured)] for name, line in lines.items())
+    render.result_table(render.table(f"costs on {experiment.device_name}", headings, rows))
+
+
+def _costs(cost: Cost, ratio: float) -> dict[str, str]:
+    """The cells of a contender's costs by their columns, empty where nothing was measured."""
+    return {
+        "s/step": f"{cost.seconds:.3g}",
+        "cost": f"{ratio:.2f}",
+        "memory": "" if cost.memory is None else _millions(cost.memory) + "B",
+        "width": "" if cost.width is None else str(cost.width),
+        "parameters": _millions(cost.parameters),
+    }
+
+
+def _millions(number: int) -> str:
+    """Three figures at least, as in `1.23 M` and `149 M`."""
+    millions = number / MILLION
+    return f"{millions:,.{0 if millions >= 100 else 1 if millions >= 10 else 2}f} M"
 
 
 def _gain(difference: Difference) -> str:
