@@ -211,8 +211,3 @@ def test_pairs_are_made_where_they_are_asked_for_alone():
     expected = encoder.head.relate(whole, patches, encodings.text, encodings.prompts.values, batch.prompts.found)
     torch.testing.assert_close(encodings.related.scores, expected.scores)
     assert encodings.related.scores.shape == (3, 3)
-
-
-def test_pairs_of_a_head_that_looks_at_none_are_refused():
-    with pytest.raises(UsageError, match=r"the head global looks at none\nmodel\.head\n.*--set model\.head=division"):
-        encode(tiny.encoder(), prompted(), Needs(pairs=True), generator())

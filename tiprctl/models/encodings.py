@@ -13,7 +13,7 @@ from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.heads.base import Features, Related
+from tiprctl.models.heads.base import Features, Head, Related
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
@@ -65,7 +65,7 @@ class Needs:
 
     `padded_text`: captions padded to the whole context, for those published decoders that attend to padding. `prompts`:
     the prompts of the captions' phrases, which the batch must bring. `pairs`: what a head that reranks makes of every
-    image with every caption and its prompts, which then are there too.
+    image with every caption and its prompts, which then are there too; the composition refuses it with other heads.
     """
 
     masked_image: ImageMask | None = None
@@ -161,7 +161,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
     share is encoded once.
 
     Raises:
-        UsageError: prompts are needed and the batch has none, or pairs and the head looks at none.
+        UsageError: prompts are needed and the batch has none.
     """
     context = encoder.clip.config.context_length
     token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
@@ -187,7 +187,7 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
         masked_text_tokens=masked_text_tokens,
         token_labels=token_labels,
         prompts=prompts,
-        related=_related(encoder, images, captions, prompts) if needs.pairs else None,
+        related=_related(encoder.head, images, captions, prompts) if needs.pairs else None,
     )
 
 
@@ -212,15 +212,9 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
     return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.index)
 
 
-def _related(encoder: DualEncoder, images: Tokens, captions: Tokens, prompts: EncodedPrompts) -> Related:
+def _related(head: Head, images: Tokens, captions: Tokens, prompts: EncodedPrompts) -> Related:
     """Each image of the batch with each caption."""
-    if not encoder.head.reranks:
-        raise UsageError(
-            f"An objective reads pairs of images and captions, and the head {encoder.head.name} looks at none",
-            where="model.head",
-            remedy="Give a head that does: `--set model.head=division`.",
-        )
-    return encoder.head.relate(images.whole, images.values[:, 1:], captions.whole, prompts.values, prompts.found)
+    return head.relate(images.whole, images.values[:, 1:], captions.whole, prompts.values, prompts.found)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:
