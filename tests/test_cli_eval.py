@@ -90,8 +90,8 @@ def test_sets_of_one_kind_are_told_apart_where_their_folders_say_so(model, cuhk_
 
 
 def test_queries_without_a_match_are_counted(model, monkeypatch):
-    def one_unmatched(features, split, reranking):
-        result = score(features, split, reranking)
+    def one_unmatched(features, split):
+        result = score(features, split)
         return replace(result, text_to_image=replace(result.text_to_image, unmatched=1))
 
     monkeypatch.setattr("tiprctl.evaluation.score", one_unmatched)
@@ -146,29 +146,32 @@ def test_the_first_images_of_a_caption_are_ranked_again(reranking_model, monkeyp
     for old, new in zip(before, after, strict=True):
         order = [hit["path"] for hit in old["hits"]]
         assert [hit["path"] for hit in new["hits"]] == [*reversed(order[:3]), order[3]]
+        assert [hit.get("reranked") for hit in new["hits"]] == [True, True, True, None]
         scores = [hit["score"] for hit in old["hits"]]
         assert [hit["score"] for hit in new["hits"]] == pytest.approx(
             [*(-score for score in reversed(scores[:3])), scores[3]], abs=2e-4
         )
     document = json.loads(done.stdout)
-    forward, backward = document["results"]
+    forward, again, backward = document["results"]
     first = 100 * sum(new["hits"][0]["pid"] == new["pid"] for new in after) / len(after)
-    assert (document["rerank"], forward["rerank"], forward["R@1"]) == (3, 3, round(first, 2))
+    assert (document["rerank"], again["direction"], again["rerank"]) == (3, "text_to_image", 3)
+    assert again["R@1"] == round(first, 2)
+    assert again["mAP"] != forward["mAP"]
     seen_again = len({hit["path"] for old in before for hit in old["hits"][:3]})
-    assert forward["rerank_cost"]["pairs"] == 24
-    assert forward["rerank_cost"]["images"] == seen_again
-    assert backward == json.loads(plain.stdout)["results"][1]
+    assert again["rerank_cost"]["pairs"] == 24
+    assert again["rerank_cost"]["images"] == seen_again
+    assert [forward, backward] == json.loads(plain.stdout)["results"]
     assert f"Re-ranked 3 of 4 images for each of 8 captions: 24 pairs, {seen_again} images " in done.stderr
     assert "rerank" not in plain.stdout
 
 
-def test_a_re_ranked_row_says_so(reranking_model, cuhk_manifest, tmp_path):
+def test_a_re_ranked_row_says_so_below_the_first_ranking(reranking_model, cuhk_manifest, tmp_path):
     second = checkpoint(cuhk_manifest, tmp_path / "second.safetensors", head="division", seed=1)
     done = run(reranking_model, second, "--rerank", 50)
     ways = [
         line.split("│")[2].strip() for line in done.stdout.splitlines() if "safetensors" in line or "mean of" in line
     ]
-    assert ways == ["t2i, 4 re-ranked", "i2t"] * 3
+    assert ways == ["t2i", "t2i, 4 re-ranked", "i2t"] * 3
     assert "Re-ranked 4 of 4 images" in done.stderr
 
 

@@ -1,11 +1,15 @@
 """Summaries over runs: what is averaged and what is not."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import torch
 
-from tiprctl.evaluation import DIRECTIONS, Evaluation, Measurement, rows, summaries
+from tiprctl.evaluation import DIRECTIONS, Evaluation, Measurement, Reranked, rows, summaries
 from tiprctl.metrics import RetrievalMetrics
 from tiprctl.models.embedder import Origin
+from tiprctl.reranking import Reranking
 
 
 def measurement(model, mean_ap, *, trained_on="t", measured_on="m", **changes):
@@ -27,6 +31,21 @@ def test_runs_that_differ_in_their_seed_are_averaged():
     assert (forward["direction"], backward["direction"]) == tuple(DIRECTIONS)
     assert forward["model"] == "mean of 2 synth runs"
     assert (forward["mAP"], forward["std"]["mAP"]) == (15.0, 7.07)
+
+
+def test_the_first_ranking_and_the_one_made_again_are_averaged_each():
+    runs = [measurement("a", 10.0, seed=1), measurement("b", 20.0, seed=2)]
+    reranking = Reranking(torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2), images=1, seconds=0.0)
+    again = [
+        replace(one, reranked=Reranked(reranking, replace(one.evaluation.text_to_image, mean_ap=mean_ap)))
+        for one, mean_ap in zip(runs, (30.0, 50.0))
+    ]
+    assert [(row["direction"], row.get("rerank"), row["mAP"]) for row in summaries(again)] == [
+        ("text_to_image", None, 15.0),
+        ("text_to_image", 2, 40.0),
+        ("image_to_text", None, 15.0),
+    ]
+    assert [row["mAP"] for row in rows(again[0])] == [10.0, 30.0, 10.0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
@@ -17,7 +17,7 @@ from tiprctl.data.manifest import Split
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
-from tiprctl.reranking import Reranking
+from tiprctl.reranking import Reranking, mark
 from tiprctl.tokenizer import Tokenizer
 
 IMAGE_BATCH = 128
@@ -42,10 +42,19 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Reranked:
+    """What captions found once the first images of each were ranked again, and how these were."""
+
+    reranking: Reranking
+    text_to_image: RetrievalMetrics
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What one model, by the name that the user gave it, came to on one data set, called `title` before people.
 
-    `reranking` where the first images of each caption were looked at again.
+    Where the first images of each caption were looked at again, `reranked` has the figures of the captions then, and
+    `evaluation` those of the first ranking all the same.
     """
 
     model: str
@@ -54,7 +63,7 @@ class Measurement:
     title: str
     data_fingerprint: str
     evaluation: Evaluation
-    reranking: Reranking | None = None
+    reranked: Reranked | None = None
 
 
 @dataclass(frozen=True)
@@ -100,18 +109,32 @@ def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _igno
     return score(data.encode(embedder, on_items), data.split)
 
 
-def score(features: SplitFeatures, split: Split, reranking: Reranking | None = None) -> Evaluation:
-    """The figures of given features; the images that a caption finds first in the order of `reranking`."""
-    image_pids, caption_pids = torch.tensor(split.image_pids), torch.tensor(split.caption_pids)
+def score(features: SplitFeatures, split: Split) -> Evaluation:
+    """The figures of given features, both ways."""
+    image_pids, caption_pids = _people(split)
     return Evaluation(
         split=split.name,
         images=len(image_pids),
         captions=len(caption_pids),
-        text_to_image=retrieval_metrics(
-            features.text, features.image, caption_pids, image_pids, first=reranking and reranking.indices
-        ),
+        text_to_image=retrieval_metrics(features.text, features.image, caption_pids, image_pids),
         image_to_text=retrieval_metrics(features.image, features.text, image_pids, caption_pids),
     )
+
+
+def score_reranked(features: SplitFeatures, split: Split, reranking: Reranking) -> Reranked:
+    """The figures of given features where the images that a caption finds first are in the order of `reranking`.
+
+    The captions that an image finds are never ranked again: a caption's pairs share its phrases, so that their scores
+    can be compared; those of an image do not.
+    """
+    image_pids, caption_pids = _people(split)
+    metrics = retrieval_metrics(features.text, features.image, caption_pids, image_pids, first=reranking.indices)
+    return Reranked(reranking, metrics)
+
+
+def _people(split: Split) -> tuple[Tensor, Tensor]:
+    """Who is on each image, and whom each caption describes."""
+    return torch.tensor(split.image_pids), torch.tensor(split.caption_pids)
 
 
 def top_hits(
@@ -119,7 +142,7 @@ def top_hits(
 ) -> list[dict[str, Any]]:
     """For each caption, in the split's order: it, its identity, and path, identity and score of its first k images.
 
-    Scores are cosines, and for images that were ranked again those of their pairs.
+    Scores are cosines, and for images that were ranked again, which are marked as `reranked`, those of their pairs.
     """
     indices, scores = top_ranks(features.text, features.image, k)
     if reranking is not None:
@@ -129,8 +152,13 @@ def top_hits(
             "caption": caption,
             "pid": int(pid),
             "hits": [
-                {"path": str(split.image_paths[i]), "pid": int(split.image_pids[i]), "score": round(score, 4)}
-                for i, score in zip(row, row_scores)
+                {
+                    "path": str(split.image_paths[i]),
+                    "pid": int(split.image_pids[i]),
+                    "score": round(score, 4),
+                    **mark(reranking, rank),
+                }
+                for rank, (i, score) in enumerate(zip(row, row_scores), 1)
             ],
         }
         for caption, pid, row, row_scores in zip(split.captions, split.caption_pids, indices.tolist(), scores.tolist())
@@ -143,7 +171,7 @@ def figures(metrics: RetrievalMetrics) -> dict[str, float]:
 
 
 def rows(measurement: Measurement) -> list[dict[str, Any]]:
-    """A row of rounded figures for each direction."""
+    """A row of rounded figures for each way of ranking: each direction, and re-ranked where that was done."""
     return [
         {
             "model": measurement.model,
@@ -156,9 +184,7 @@ def rows(measurement: Measurement) -> list[dict[str, Any]]:
             "unmatched": metrics.unmatched,
             **(reranking.describe() if reranking else {}),
         }
-        for direction in DIRECTIONS
-        for metrics in [getattr(measurement.evaluation, direction)]
-        for reranking in [_reranking(measurement, direction)]
+        for direction, metrics, reranking in _ways(measurement)
     ]
 
 
@@ -173,32 +199,30 @@ def summaries(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             settings = json.dumps(to_dict(replace(one.origin.config, seed=0)))
             key = (one.data_fingerprint, str(one.origin.data_fingerprint), settings)
             groups.setdefault(key, {}).setdefault(one.origin.config.seed, one)
-    return [
-        _summary(list(group.values()), direction)
-        for group in groups.values()
-        if len(group) > 1
-        for direction in DIRECTIONS
-    ]
+    return [row for group in groups.values() if len(group) > 1 for row in _means(list(group.values()))]
 
 
-def _reranking(measurement: Measurement, direction: str) -> Reranking | None:
-    """What was looked at again in this direction: never the captions of an image.
+def _ways(measurement: Measurement) -> Iterator[tuple[str, RetrievalMetrics, Reranking | None]]:
+    """The direction, the figures and what was ranked again, of each way in which the model was measured."""
+    yield "text_to_image", measurement.evaluation.text_to_image, None
+    if again := measurement.reranked:
+        yield "text_to_image", again.text_to_image, again.reranking
+    yield "image_to_text", measurement.evaluation.image_to_text, None
 
-    A caption's pairs share its phrases, so that their scores can be compared; those of an image do not.
-    """
-    return measurement.reranking if direction == "text_to_image" else None
 
-
-def _summary(group: Sequence[Measurement], direction: str) -> dict[str, Any]:
-    config, reranking = group[0].origin.config, _reranking(group[0], direction)
-    values = [figures(getattr(one.evaluation, direction)) for one in group]
-    return {
-        "model": f"mean of {len(group)} {config.recipe} runs",
-        "recipe": config.recipe,
-        "data": group[0].title,
-        "direction": direction,
-        "selected_on": ", ".join(sorted({one.origin.selected_on for one in group})),
-        **{name: round(mean(value[name] for value in values), 2) for name in values[0]},
-        **({"rerank": reranking.first} if reranking else {}),
-        "std": {name: round(stdev(value[name] for value in values), 2) for name in values[0]},
-    }
+def _means(group: Sequence[Measurement]) -> Iterator[dict[str, Any]]:
+    """A row of means for each way of ranking."""
+    recipe = group[0].origin.config.recipe
+    for ways in zip(*map(_ways, group), strict=True):
+        direction, _, reranking = ways[0]
+        values = [figures(metrics) for _, metrics, _ in ways]
+        yield {
+            "model": f"mean of {len(group)} {recipe} runs",
+            "recipe": recipe,
+            "data": group[0].title,
+            "direction": direction,
+            "selected_on": ", ".join(sorted({one.origin.selected_on for one in group})),
+            **{name: round(mean(value[name] for value in values), 2) for name in values[0]},
+            **({"rerank": reranking.first} if reranking else {}),
+            "std": {name: round(stdev(value[name] for value in values), 2) for name in values[0]},
+        }

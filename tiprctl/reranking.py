@@ -78,6 +78,11 @@ class Reranking:
         return {"rerank": self.first, "rerank_cost": cost}
 
 
+def mark(reranking: Reranking | None, rank: int) -> dict[str, bool]:
+    """What a JSON document says of the hit of this rank, from 1, where its score is a pair's and no cosine."""
+    return {"reranked": True} if reranking is not None and rank <= reranking.first else {}
+
+
 @dataclass(frozen=True)
 class _Described:
     """Captions ready to be paired, on the embedder's device: their global tokens `text` (Q, D), the distinct `prompts`

@@ -17,9 +17,8 @@ from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
     from tiprctl.data.manifest import Manifest, Split
-    from tiprctl.evaluation import EvaluationData, Measurement, SplitFeatures
+    from tiprctl.evaluation import EvaluationData, Measurement, Reranked, SplitFeatures
     from tiprctl.models.embedder import Embedder, Origin
-    from tiprctl.reranking import Reranking
     from tiprctl.sources import Preview
 
 
@@ -138,23 +137,23 @@ def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], Evaluatio
         data = prepared[key]
         with render.progress(f"Encoding {manifest.title}", data.items, "items") as advance:
             features = data.encode(embedder, advance)
-        reranking = _rerank(embedder, data, features, asked.rerank) if asked.rerank else None
-        result = score(features, data.split, reranking)
+        reranked = _rerank(embedder, data, features, asked.rerank) if asked.rerank else None
         if asked.save_ranks is not None:
-            _save_ranks(asked.save_ranks, top_hits(features, data.split, reranking))
+            _save_ranks(asked.save_ranks, top_hits(features, data.split, reranked and reranked.reranking))
         about = (task.model, embedder.origin, manifest.dataset, manifest.title, manifest.fingerprint)
-        yield Measurement(*about, result, reranking)
+        yield Measurement(*about, score(features, data.split), reranked)
 
 
-def _rerank(embedder: Embedder, data: EvaluationData, features: SplitFeatures, first: int) -> Reranking:
-    """The first images of each caption in their new order; what that cost is told."""
+def _rerank(embedder: Embedder, data: EvaluationData, features: SplitFeatures, first: int) -> Reranked:
+    """The first images of each caption in their new order, and what is found so; what that cost is told."""
+    from tiprctl.evaluation import score_reranked
     from tiprctl.metrics import top_ranks
     from tiprctl.reranking import rerank
 
     best, _ = top_ranks(features.text, features.image, first)
     reranking = rerank(embedder, data.split.captions, data.images, best, progress=render.progress)
     note_reranking(reranking, len(data.images))
-    return reranking
+    return score_reranked(features, data.split, reranking)
 
 
 def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
