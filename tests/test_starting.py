@@ -176,8 +176,16 @@ def test_the_same_head_goes_on_with_what_it_learnt(trainer, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "global"}, r"has the head division, not global\n.*best.safetensors\n.*head global"),
-        ({"head": "other"}, r"has the head division, not other\n.*best.safetensors"),
+        (
+            {"head": "global"},
+            r"has the head division, not global\n.*best.safetensors\n"
+            r"Start from a checkpoint with the head global, or train with a recipe whose head is division \(scvd\)\.",
+        ),
+        (
+            {"head": "other"},
+            r"has the head division, not other\n.*best.safetensors\n"
+            r"Start from a checkpoint with the head other or global, or",
+        ),
         (
             {"head": "division"},
             r"head division has learnt with local_weight 0.7, not 0.5\n.*best.safetensors\n"
@@ -192,6 +200,26 @@ def test_another_head_than_the_one_that_learnt_is_refused(trainer, tmp_path, mon
     model = ModelConfig(name="tiny", pretrained=str(tmp_path / "first"), image_size=(16, 8), **changes)
     with pytest.raises(InputError, match=message):
         build_start(model, torch.Generator())
+
+
+def test_a_head_of_no_recipe_is_brought_by_a_setting(trainer, tmp_path, monkeypatch):
+    monkeypatch.setitem(HEADS, "other", type("Other", (HEADS["division"],), {"name": "other"}))
+    first, _ = trainer("first", **{"model.head": "other"})
+    first.run()
+    model = ModelConfig(name="tiny", pretrained=str(tmp_path / "first"), image_size=(16, 8))
+    with pytest.raises(
+        InputError, match=r"has the head other, not global\n.*\n.*or train with --set model\.head=other\."
+    ):
+        build_start(model, torch.Generator())
+
+
+def test_all_that_a_head_learnt_with_is_set_in_one_line(trainer, tmp_path):
+    trainer("first", **{"model.head": "parts", "model.head_options": {"image_ratio": 0.3, "groups": 1}})[0].run()
+    model = ModelConfig(name="tiny", pretrained=str(tmp_path / "first"), image_size=(16, 8), head="parts")
+    with pytest.raises(InputError) as raised:
+        build_start(model, torch.Generator())
+    assert "has learnt with image_ratio 0.3, not 0.1; groups 1, not 2" in raised.value.what
+    assert "Train with --set parts.image_ratio=0.3 --set parts.groups=1, or" in raised.value.remedy
 
 
 def test_a_run_with_a_head_of_its_own_goes_on_after_its_start_is_gone(trainer, tmp_path):

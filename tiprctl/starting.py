@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tiprctl.models.bert_weights import load_bert
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.base import Head
+from tiprctl.models.heads.global_token import GlobalToken
 from tiprctl.models.weights import (
     check_size,
     find_weights,
@@ -29,6 +31,7 @@ from tiprctl.models.weights import (
     sizes_of,
 )
 from tiprctl.objectives.base import Objective
+from tiprctl.recipes import RECIPES
 from tiprctl.sources import find_source
 
 
@@ -168,19 +171,29 @@ def _check_text_encoder(held: ModelConfig, wanted: ModelConfig, file: Path) -> N
 def _check_head(held: Head, wanted: Head, file: Path) -> None:
     """Refuse a head that is not the checkpoint's, or is set otherwise."""
     if held.name != wanted.name:
+        fitting = " or ".join(dict.fromkeys((wanted.name, GlobalToken.name)))
         raise InputError(
             f"The checkpoint has the head {held.name}, not {wanted.name}",
             where=file,
-            remedy="Start from a checkpoint with that head or with the head global, or choose a recipe with this one.",
+            remedy=f"Start from a checkpoint with the head {fitting}, or train with {_bringing(held.name)}.",
         )
     asked = to_dict(wanted.config)
-    for option, value in to_dict(held.config).items():
-        if asked[option] != value:
-            raise InputError(
-                f"The checkpoint's head {held.name} has learnt with {option} {value}, not {asked[option]}",
-                where=file,
-                remedy=f"Train with --set {held.name}.{option}={json.dumps(value)}, or start from another checkpoint.",
-            )
+    others = {option: value for option, value in to_dict(held.config).items() if asked[option] != value}
+    if others:
+        differences = "; ".join(f"{option} {value}, not {asked[option]}" for option, value in others.items())
+        values = (f"{held.name}.{option}={json.dumps(value)}" for option, value in others.items())
+        settings = " ".join(f"--set {shlex.quote(value)}" for value in values)
+        raise InputError(
+            f"The checkpoint's head {held.name} has learnt with {differences}",
+            where=file,
+            remedy=f"Train with {settings}, or start from another checkpoint.",
+        )
+
+
+def _bringing(head: str) -> str:
+    """The recipes that have a head, in words; without any, the setting that gives it."""
+    recipes = [name for name, config in RECIPES.items() if config.model.head == head]
+    return f"a recipe whose head is {head} ({', '.join(recipes)})" if recipes else f"--set model.head={head}"
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
