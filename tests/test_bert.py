@@ -342,6 +342,7 @@ def test_towers_of_two_widths_are_refused_with_both(saved, home):
     done = run("train", *MINIATURE, "--text-encoder", f"bert:{saved}", "--output", "runs/a", exit_code=2)
     stderr = " ".join(done.stderr.split())
     assert "BERT's tokens are 16 wide, the image tower's 128" in stderr
+    assert "Leave out --text-encoder" in stderr
     assert "ViT-B-16" in stderr
     assert not (home / "runs" / "a").exists()
 
@@ -405,7 +406,7 @@ def test_weights_that_cannot_be_downloaded_say_how_to_bring_them(monkeypatch, tm
     monkeypatch.setattr(bert_weights, "await_host", silent)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
     with pytest.raises(
-        InputError, match="bert-base-uncased are not on this machine and cannot be downloaded"
+        InputError, match=r"no folder bert-base-uncased here, and BERT weights of that name .* cannot be downloaded"
     ) as caught:
         load_bert("bert-base-uncased")
     assert caught.value.where.endswith("/bert-base-uncased")
@@ -423,6 +424,39 @@ def test_weights_in_the_cache_ask_no_network(saved, monkeypatch):
     monkeypatch.setattr(bert_weights, "await_host", refused)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     assert load_bert("somebody/small").sizes == load_bert(str(saved)).sizes
+
+
+def test_widths_are_compared_before_any_weights_are_fetched(saved, monkeypatch):
+    fetched = []
+
+    def snapshot(name, allow_patterns):
+        fetched.append((name, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr(bert_weights, "await_host", lambda address: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("tiprctl.starting.find_weights", lambda *_: pytest.fail("read CLIP's weights"))
+    with pytest.raises(UsageError, match="BERT's tokens are 16 wide, the image tower's 768"):
+        build_start(ModelConfig(text_encoder="bert:somebody/small"), torch.Generator())
+    assert fetched == [("somebody/small", ["config.json"])]
+
+
+def test_a_cache_with_the_sizes_alone_is_completed(saved, monkeypatch):
+    fetched = []
+
+    def snapshot(name, allow_patterns):
+        fetched.append(allow_patterns)
+        return str(saved)
+
+    sizes = str(saved / "config.json")
+    monkeypatch.setattr(bert_weights, "await_host", lambda address: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file: sizes if file in sizes else None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert bert_weights.find_sizes("somebody/small").hidden_size == 16
+    assert fetched == []
+    assert load_bert("somebody/small").width == 16
+    assert fetched == [["config.json", "model.safetensors", "vocab.txt", "tokenizer.json"]]
 
 
 def test_without_the_extra_a_run_says_what_to_install(trained, monkeypatch):

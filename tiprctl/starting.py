@@ -15,9 +15,9 @@ from torch import Tensor
 from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
 from tiprctl.config import ModelConfig, from_dict, to_dict
 from tiprctl.errors import InputError
-from tiprctl.models.bert_weights import load_bert
+from tiprctl.models.bert_weights import find_sizes, load_bert
 from tiprctl.models.clip import SIZES, Clip, ClipConfig, named_size
-from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.encoder import DualEncoder, check_widths
 from tiprctl.models.heads.base import Head
 from tiprctl.models.heads.global_token import GlobalToken
 from tiprctl.models.weights import (
@@ -119,15 +119,18 @@ def build_start(model: ModelConfig, generator: torch.Generator) -> Start:
     """What a configuration asks to start with; random weights are drawn from `generator`.
 
     Raises:
-        UsageError: the size is unknown. InputError: the weights cannot be had, or are of another size or head.
+        UsageError: the size is unknown, or the towers' widths differ, which is told before weights are fetched.
+        InputError: the weights cannot be had, or are of another size or head.
     """
+    file = find_start(model.pretrained)
+    if file is not None and is_own(file):
+        return _continued(model, file)
+    if model.bert:
+        check_widths(find_sizes(model.bert).hidden_size, named_size(model.name).vision_width)
     if model.pretrained == "none":
         clip = Clip(named_size(model.name).with_input(model.image_size, model.stride))
         clip.initialise(generator)
         return Start(_encoder(clip, model))
-    file = find_start(model.pretrained)
-    if file is not None and is_own(file):
-        return _continued(model, file)
     weights = find_weights(model.name, file or model.pretrained)
     clip = fit_clip(weights, model.name, image_size=model.image_size, stride=model.stride)
     return Start(_encoder(clip, model), weights.objectives if weights.method else None, model.pretrained)

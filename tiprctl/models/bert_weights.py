@@ -6,7 +6,8 @@ Nothing in these files is ever run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from tiprctl.models.weights import read_weights
 
 SIZES, WEIGHTS, VOCABULARIES = "config.json", "model.safetensors", ("vocab.txt", "tokenizer.json")
 """The files of a folder of BERT weights; of the vocabularies one is enough."""
+SIZES_ALONE = ((SIZES,),)
+ALL = (*SIZES_ALONE, (WEIGHTS,), VOCABULARIES)
+"""What is needed of these files: one of each group."""
 TOWER = ("embeddings.", "encoder.")
 """What the names of the tower's tensors begin with, without `bert.`; the rest serves BERT's own tasks."""
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -36,7 +40,7 @@ def load_bert(source: str) -> Bert:
         InputError: there is no such folder, nothing can be downloaded, or the files are not those of a BERT.
     """
     library("transformers")
-    folder = _find_folder(source)
+    folder = _find_folder(source, ALL)
     sizes = _read_sizes(folder / SIZES)
     bert = Bert(sizes, _read_vocabulary(folder), where=folder)
     tensors = {
@@ -56,6 +60,16 @@ def load_bert(source: str) -> Bert:
     return bert
 
 
+def find_sizes(source: str) -> BertSizes:
+    """The sizes of a BERT by what `load_bert` takes, before its weights: only config.json is downloaded.
+
+    Raises:
+        UsageError, InputError: as `load_bert`.
+    """
+    library("transformers")
+    return _read_sizes(_find_folder(source, SIZES_ALONE) / SIZES)
+
+
 def _ours(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors by the names of a `BertModel`, whatever task the model was saved with."""
     for name, tensor in tensors.items():
@@ -63,8 +77,8 @@ def _ours(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield f"{stem}.{OLD_NAMES.get(leaf, leaf)}", tensor
 
 
-def _find_folder(source: str) -> Path:
-    """The folder with the files, downloaded where `source` is a name."""
+def _find_folder(source: str, needed: Sequence[Sequence[str]]) -> Path:
+    """The folder with the files, one of each group in `needed`, downloaded where `source` is a name."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -74,30 +88,30 @@ def _find_folder(source: str) -> Path:
             where=folder,
             remedy=f"Name a folder with {SIZES}, {WEIGHTS} and {VOCABULARIES[0]}, or a model on huggingface.co.",
         )
-    return _cached(source) or _download(source)
+    return _cached(source, needed) or _download(source, needed)
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, needed: Sequence[Sequence[str]]) -> Path | None:
     """The folder in the hub's cache, where an earlier download put all that is needed; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    files = {file: try_to_load_from_cache(name, file) for file in (SIZES, WEIGHTS, *VOCABULARIES)}
-    found = {file for file, path in files.items() if isinstance(path, str)}
-    complete = {SIZES, WEIGHTS} <= found and found.intersection(VOCABULARIES)
-    return Path(files[SIZES]).parent if complete else None
+    asked = ([try_to_load_from_cache(name, file) for file in group] for group in needed)
+    found = [next((path for path in group if isinstance(path, str)), None) for group in asked]
+    return Path(found[0]).parent if all(found) else None
 
 
-def _download(name: str) -> Path:
+def _download(name: str, needed: Sequence[Sequence[str]]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HFValidationError
 
     try:
         await_host(ENDPOINT)
-        return Path(snapshot_download(name, allow_patterns=[SIZES, WEIGHTS, *VOCABULARIES]))
+        return Path(snapshot_download(name, allow_patterns=list(chain.from_iterable(needed))))
     except (OSError, HFValidationError) as error:  # what the hub refuses is an OSError too
         raise InputError(
-            f"The BERT weights {name} are not on this machine and cannot be downloaded",
+            f"There is no folder {name} here, and BERT weights of that name are not in the hub's cache and cannot be "
+            "downloaded",
             where=f"{ENDPOINT}/{name}",
             remedy=f"Check the name, or fetch {SIZES}, {WEIGHTS} and {VOCABULARIES[0]} from there on a machine with "
             "network, then give their folder: --text-encoder bert:FOLDER",

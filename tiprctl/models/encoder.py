@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tiprctl.config import TEXT_ENCODER
 from tiprctl.errors import UsageError
 from tiprctl.models.bert import Bert
 from tiprctl.models.clip import Clip
@@ -67,12 +68,22 @@ class DualEncoder(nn.Module):
         return self.head.text(self.read(token_ids)).vector
 
 
-def _beside(bert: Bert, clip: Clip) -> Clip:
-    """The image tower of `clip`, whose tokens must be as wide as those of `bert`: nothing projects either."""
-    if clip.config.vision_width != bert.width:
+def check_widths(bert: int, image_tower: int) -> None:
+    """Refuse a BERT whose tokens are not as wide as those of the image tower: nothing projects either.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if bert != image_tower:
         raise UsageError(
-            f"BERT's tokens are {bert.width} wide, the image tower's {clip.config.vision_width}, and nothing projects them",
-            where="--text-encoder",
-            remedy="Choose towers of one width: bert-base-uncased (768) goes with --model ViT-B-16 or ViT-B-32.",
+            f"BERT's tokens are {bert} wide, the image tower's {image_tower}, and nothing projects them",
+            where=TEXT_ENCODER,
+            remedy=f"Leave out {TEXT_ENCODER}, or choose towers of one width: bert-base-uncased (768) goes with "
+            "--model ViT-B-16 or ViT-B-32.",
         )
+
+
+def _beside(bert: Bert, clip: Clip) -> Clip:
+    """The image tower of `clip`, whose tokens must be as wide as those of `bert`."""
+    check_widths(bert.width, clip.config.vision_width)
     return clip.image_alone()
