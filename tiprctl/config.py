@@ -241,7 +241,7 @@ def _unknown_text_encoder(name: str) -> UsageError:
     """What to say of a text encoder that there is none of; a folder is told how it is given."""
     if name and Path(name).expanduser().is_dir():
         return UsageError(
-            f"There is no text encoder named {name!r}, but such a folder",
+            f"There is no text encoder named {name!r}, but there is such a folder",
             where=TEXT_ENCODER,
             remedy=f"Give the BERT in it: {TEXT_ENCODER} bert:{name}",
         )
