@@ -177,7 +177,7 @@ def test_a_summary_pairs_by_seed_whatever_the_order_of_the_rows():
 
 
 def test_costs_are_medians_of_steps_taken_in_turn_after_a_warm_up(monkeypatch):
-    now, order = [0.0], []
+    now, order, told = [0.0], [], []
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     def walk(name, durations):
@@ -188,7 +188,8 @@ def test_costs_are_medians_of_steps_taken_in_turn_after_a_warm_up(monkeypatch):
 
     warm_up = [50.0] * measuring.WARM_UP
     walks = {"plain": walk("plain", [*warm_up, 1.0, 9.0, 2.0]), "tir": walk("tir", [*warm_up, 3.0, 3.0, 30.0])}
-    seconds = measuring.median_seconds(walks, measuring.WARM_UP + 3)
+    seconds = measuring.median_seconds(walks, measuring.WARM_UP + 3, told.append)
+    assert told == [1] * len(order)
     assert seconds == {"plain": 2.0, "tir": 3.0}
     in_turn = ["plain", "tir", "tir", "plain"]
     assert order == (in_turn * len(order))[: len(order)]
@@ -361,7 +362,7 @@ def test_an_interrupted_training_goes_on_with_the_plan_of_the_first_day(plan, cu
     start = ablation.trainings[0]
     assert not ablation.train(start, Interrupting())
     assert not ablation.is_finished(start)
-    monkeypatch.setattr("tiprctl.ablation.experiment.measure_costs", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("tiprctl.ablation.experiment.measure_costs", lambda *_, **__: pytest.fail("measured again"))
     again = make(plan, cuhk_manifest, ablation.folder)
     assert again.trainings == ablation.trainings
     carry_out(again)

@@ -19,6 +19,7 @@ FLOORS = (
         "tiprctl.prompts",
         "tiprctl.errors",
         "tiprctl.names",
+        "tiprctl.meter",
         "tiprctl.files",
         "tiprctl.images",
         "tiprctl.canvas",

@@ -4,10 +4,14 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import time
 from functools import partial
 from mmap import mmap
+from multiprocessing import active_children
 from pathlib import Path
 from shlex import split
+from threading import Timer
 
 import console
 import pytest
@@ -20,6 +24,7 @@ from tiprctl.ablation.measuring import peak_memory, weigh
 from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
 from tiprctl.cli.compare import compare
 from tiprctl.config import override
+from tiprctl.data.manifest import find_manifest
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import TrainingError, UsageError
 from tiprctl.recipes import RECIPES, find_recipe
@@ -96,6 +101,9 @@ def test_a_table_of_figures_with_differences_and_one_of_costs(printed):
     assert "warning" not in printed.stderr
     assert "6 of 6: seed0/steps/scvd" in printed.stderr
     assert "peak resident memory" in printed.stderr
+    begun = [line.removesuffix(" …") for line in printed.stderr.splitlines() if line.endswith(" …")]
+    memories = [f"Memory of {name}" for name in METHODS]
+    assert begun == ["Trying the recipes", *memories, "Making the recipes", "Time of a step, in turn"]
 
 
 def test_all_methods_start_from_the_same_checkpoint(printed):
@@ -161,6 +169,26 @@ def test_another_experiments_folder_is_refused(printed):
 )
 def test_bad_input_is_explained_before_anything_is_trained(home, arguments, exit_code, message):
     assert message in run(*MINIATURE, "--recipes", "clip,irra", *arguments, exit_code=exit_code).stderr
+    assert not (home / "runs").exists()
+
+
+def test_what_one_recipe_cannot_take_is_said_with_its_name_before_any_is_measured(home, monkeypatch):
+    monkeypatch.setattr("tiprctl.ablation.experiment.peak_memory", lambda *_, **__: pytest.fail("measured"))
+    prune_captions(find_manifest(None, None), "hanta")
+    arguments = ["--recipes", "clip,irra,scvd", "--set", "captions.phrases=0"]
+    stderr = run(*MINIATURE, *arguments, exit_code=2).stderr
+    assert "The objective scvd reads the phrases" in stderr
+    assert "recipe scvd: captions.phrases\n" in stderr
+    assert not (home / "runs").exists()
+
+
+def test_an_interruption_while_costs_are_measured_keeps_nothing_and_says_so(home, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tiprctl.ablation.experiment.measure_costs", interrupted)
+    stderr = run(*MINIATURE, "--recipes", "clip,irra", exit_code=130).stderr
+    assert stderr.endswith("nothing is kept. The same command begins again.\n")
     assert not (home / "runs").exists()
 
 
@@ -303,6 +331,20 @@ def test_memory_is_measured_in_a_process_of_its_own_and_holds_the_optimiser(cuhk
 def test_an_error_comes_whole_from_another_process():
     error = pickle.loads(pickle.dumps(UsageError("What", where="where", remedy="remedy")))
     assert str(error) == "What\nwhere\nremedy"
+
+
+def too_long(*_):
+    time.sleep(60)
+
+
+def test_ctrl_c_ends_the_process_that_measures_memory(cuhk_manifest, monkeypatch):
+    monkeypatch.setattr(measuring, "weigh", too_long)
+    begun = time.perf_counter()
+    Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        peak_memory(tiny.recipe(), cuhk_manifest, device=CPU, workers=0)
+    assert time.perf_counter() - begun < 30
+    assert not active_children()
 
 
 def ended_from_outside(*_):

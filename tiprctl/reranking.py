@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tiprctl.data.phrases import phrases_of
 from tiprctl.data.tagging import find_tagger
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.search import Hits
+from tiprctl.meter import Meter, unseen
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
 from tiprctl.prompts import Prompts, prompt
@@ -33,13 +33,6 @@ IMAGE_BATCH = 64
 CAPTIONS_AT_ONCE = 1024
 """Captions of one image scored at a time: with six phrases each, their prompts and regions take 12.6 MB each."""
 TAGGED_AT_ONCE = 64
-
-Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
-"""Opened with what is done, how many times, and of what; the context's function is told how many more are done."""
-
-
-def _unseen(what: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda count: None)
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def rerank(
     images: DecodedImages,
     first: Tensor,
     *,
-    progress: Progress = _unseen,
+    progress: Meter = unseen,
 ) -> Reranking:
     """Order the `first` (Q, K) of `images` anew for each of Q captions; equal scores keep their order.
 
@@ -161,7 +154,7 @@ def rerank_hits(
     hits: Hits,
     first: int,
     *,
-    progress: Progress = _unseen,
+    progress: Meter = unseen,
 ) -> tuple[Hits, Reranking]:
     """The `hits` of each of Q captions with the first of them in their new order, and what that cost.
 
@@ -178,7 +171,7 @@ def rerank_hits(
     return Hits(indices.numpy(), scores.numpy()), done
 
 
-def _describe(embedder: Embedder, captions: Sequence[str], progress: Progress) -> _Described:
+def _describe(embedder: Embedder, captions: Sequence[str], progress: Meter) -> _Described:
     """Tag the captions, and encode them and the prompts of their phrases."""
     config, tagger = embedder.origin.config, embedder.origin.tagger or DEFAULT_TAGGER
     limit = (config.captions.phrases if config else 0) or MOST_PHRASES

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,10 @@ from tiprctl.ablation.summary import Row, read_row
 from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
-from tiprctl.errors import UsageError
+from tiprctl.errors import TiprError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate, figures
 from tiprctl.files import check_writable
+from tiprctl.meter import Meter, unseen
 from tiprctl.progress import Listener
 from tiprctl.runs import LAST, Run, read_json, read_records, write_json, write_records
 from tiprctl.sources import load_embedder
@@ -33,19 +35,30 @@ SPLIT = "test"
 class Experiment:
     """A plan, carried out in a folder; one that was begun there is gone on with.
 
+    Args:
+        meter: what is told how far the measuring of the costs has come.
+
     Raises:
         UsageError: the folder holds an experiment with other settings (they are named), or something else.
         InputError: the folder cannot be written, the data set has no test split, or pruned captions are missing.
     """
 
     def __init__(
-        self, plan: Plan, manifest: Manifest, folder: Path, *, device: torch.device, workers: int | None = None
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        folder: Path,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        meter: Meter = unseen,
     ):
         self.plan = plan
         self.manifest = manifest
         self.folder = folder
         self.device = device
         self.workers = workers
+        self.meter = meter
         self.test = manifest.split(SPLIT)
         self.file = folder / f"{plan.kind}.json"
         self._check_folder()
@@ -54,14 +67,17 @@ class Experiment:
     def costs(self) -> dict[str, Cost]:
         """What a step of each contender costs, by its name: measured once, then kept with the settings.
 
-        The contenders are made as they are going to be trained: what cannot be started from or trained is found here.
+        The contenders are made as they are going to be trained: what cannot be started from or trained is found here,
+        before the first one is measured. An interruption keeps nothing.
+
+        Raises:
+            TiprError: one of them cannot be made; the place names it.
         """
         if self.file.is_file():
             return {name: from_dict(Cost, values) for name, values in self._known()["costs"].items()}
         rehearsals = {contender.name: self.plan.rehearsal(contender) for contender in self.plan.contenders}
-        # Memory first: on a CUDA device what this process has taken once is not there for others.
-        memory = {name: self._memory(config) for name, config in rehearsals.items()} if self.plan.memory else {}
-        costs = measure_costs({name: self._trainer(config, REHEARSAL) for name, config in rehearsals.items()})
+        memory = self._memories(rehearsals) if self.plan.memory else {}
+        costs = measure_costs(dict(self._made(rehearsals, self.device)), self.meter)
         costs = {name: replace(cost, memory=memory.get(name)) for name, cost in costs.items()}
         write_json(self.file, {"settings": to_dict(self._settings()), "costs": to_dict(costs)})
         return costs
@@ -128,8 +144,29 @@ class Experiment:
     def _trainer(self, config: TrainConfig, folder: Path, listener: Listener | None = None) -> Trainer:
         return Trainer(config, self.manifest, folder, device=self.device, workers=self.workers, listener=listener)
 
-    def _memory(self, config: TrainConfig) -> int | None:
-        return peak_memory(config, self.manifest, device=self.device, workers=self.workers)
+    def _made(
+        self, rehearsals: Mapping[str, TrainConfig], device: torch.device, doing: str = "Making"
+    ) -> Iterator[tuple[str, Trainer]]:
+        """The trainings of these contenders, by name, made one by one on a device."""
+        kind = f"{self.plan.compared}s"
+        with self.meter(f"{doing} the {kind}", len(rehearsals), kind) as advance:
+            for name, config in rehearsals.items():
+                try:
+                    yield name, Trainer(config, self.manifest, REHEARSAL, device=device, workers=self.workers)
+                except TiprError as error:
+                    error.where = ": ".join(filter(None, (f"{self.plan.compared} {name}", error.where)))
+                    raise
+                advance(1)
+
+    def _memories(self, rehearsals: Mapping[str, TrainConfig]) -> dict[str, int | None]:
+        """The peak memory of each contender, by name; measured before this process takes any of a CUDA device's."""
+        # Before any is measured, each is made once, to see that it can be; one at a time, since none is needed yet.
+        deque(self._made(rehearsals, torch.device("cpu"), "Trying"), maxlen=0)
+        memories = {}
+        for name, config in rehearsals.items():
+            with self.meter(f"Memory of {name}", None, "steps"):
+                memories[name] = peak_memory(config, self.manifest, device=self.device, workers=self.workers)
+        return memories
 
     def _cost(self, training: Training) -> Cost:
         """The cost of a step; a start, whose own is not measured, is taken to cost what the first contender does."""

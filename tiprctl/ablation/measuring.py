@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +21,7 @@ from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import TrainingError
 from tiprctl.interrupt import ignore_interrupt
+from tiprctl.meter import Meter, unseen
 from tiprctl.objectives.composition import Composition
 from tiprctl.progress import Progress
 from tiprctl.tokenizer import Tokenizer
@@ -39,17 +40,19 @@ REHEARSAL = Path("rehearsal")
 """The folder of trainings that are never saved."""
 
 
-def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
+def measure_costs(trainers: Mapping[str, Trainer], meter: Meter = unseen) -> dict[str, Cost]:
     """The costs of trainings on the same images, by name. Takes steps with them; their weights are of no use after.
 
     All of them are in memory together, since their steps are taken in turn.
     """
-    images = next(iter(trainers.values())).batches.images
-    images.keep_if_small()
-    for trainer in trainers.values():
-        trainer.batches.images = images
-    walks = {name: _waited_for(trainer) for name, trainer in trainers.items()}
-    seconds = median_seconds(walks, WARM_UP + MEASURED)
+    rounds = WARM_UP + MEASURED
+    with meter("Time of a step, in turn", rounds * len(trainers), "steps") as advance:
+        images = next(iter(trainers.values())).batches.images
+        images.keep_if_small()
+        for trainer in trainers.values():
+            trainer.batches.images = images
+        walks = {name: _waited_for(trainer) for name, trainer in trainers.items()}
+        seconds = median_seconds(walks, rounds, advance)
     return {
         name: Cost(
             seconds=seconds[name],
@@ -61,10 +64,12 @@ def measure_costs(trainers: Mapping[str, Trainer]) -> dict[str, Cost]:
     }
 
 
-def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str, float]:
+def median_seconds(
+    walks: Mapping[str, Iterator[None]], rounds: int, advance: Callable[[int], None]
+) -> dict[str, float]:
     """The median duration of each walk's steps, taken in turn; the first `WARM_UP` are not counted.
 
-    Each round begins with another walk: what runs after a heavy step finds emptier caches.
+    `advance` is told each step, off the clock. Each round begins with another walk: what runs after a heavy step finds emptier caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in walks}
     order = deque(walks)
@@ -73,6 +78,7 @@ def median_seconds(walks: Mapping[str, Iterator[None]], rounds: int) -> dict[str
             started = time.perf_counter()
             next(walks[name])
             seconds[name].append(time.perf_counter() - started)
+            advance(1)
         order.rotate(-1)
     return {name: median(values[WARM_UP:]) for name, values in seconds.items()}
 
@@ -92,15 +98,21 @@ def peak_memory(config: TrainConfig, manifest: Manifest, *, device: torch.device
 
     On a CUDA device: what tensors took of its memory. On the CPU: how far the process's resident memory grew, but for
     the captions that the batches hold, which are the data set's and not the recipe's doing; None where the system does
-    not tell (only Linux does).
+    not tell (only Linux does). Ctrl-C ends the process.
 
     Raises:
         TrainingError: the process was ended from outside. TiprError: the training cannot be built, or take its steps.
     """
     # A fresh process, since neither freed memory nor the caches of an allocator go back to the system for sure.
+    others = set(active_children())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=ignore_interrupt) as pool:
         try:
             return pool.submit(weigh, config, manifest, device, workers).result()
+        except KeyboardInterrupt:
+            # Left to itself it would take its steps to the end, and leaving the block would wait for that.
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
         except BrokenProcessPool as error:
             raise TrainingError(
                 f"The memory of recipe {config.recipe} was being measured when that process was ended from outside",

@@ -75,6 +75,7 @@ def plan_recipes(
     first = next(iter(recipes.values()))
     return Plan(
         kind="comparison",
+        compared="recipe",
         contenders=tuple(Contender(name, lasting(recipe)) for name, recipe in recipes.items()),
         start=start,
         settings={"recipes": list(recipes), "start": start, **recipes},

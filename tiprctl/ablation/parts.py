@@ -106,6 +106,7 @@ def plan_subsets(
     whole = lasting(recipe, parts)
     return Plan(
         kind="ablation",
+        compared="subset",
         contenders=tuple(Contender(label(subset), with_parts(whole, parts, subset)) for subset in subsets(parts)),
         start=with_parts(recipe, parts, ()),
         settings={"recipe": recipe, "parts": list(parts)},

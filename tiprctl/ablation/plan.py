@@ -49,6 +49,7 @@ class Plan:
 
     Args:
         kind: what it is called before people and in its folder, as in `ablation`.
+        compared: what each contender is, as in `recipe`.
         contenders: what is compared, by names that differ; all others are measured against the first.
         start: what is trained for the shared start of a seed.
         settings: what tells it from other experiments of its kind, beside the epochs: configurations and plain values.
@@ -63,6 +64,7 @@ class Plan:
     """
 
     kind: str
+    compared: str
     contenders: tuple[Contender, ...]
     start: TrainConfig
     settings: Mapping[str, Any]

@@ -66,7 +66,6 @@ def ablate(
         manifest,
         output or RUNS / f"{manifest.title}-{recipe}-ablation",
         about=f"recipe {recipe}, {len(plan.contenders)} subsets of its parts",
-        kind="subset",
         asked={"recipe": recipe, "parts": chosen},
         json=json,
         workers=workers,

@@ -71,7 +71,6 @@ def compare(
         manifest,
         output or RUNS / f"{manifest.title}-comparison",
         about=f"recipes {', '.join(names)}",
-        kind="recipe",
         asked={"recipes": names},
         json=json,
         workers=workers,

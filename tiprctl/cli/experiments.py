@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +67,6 @@ def run(
     folder: Path,
     *,
     about: str,
-    kind: str,
     asked: dict[str, Any],
     json: bool,
     workers: int | None,
@@ -76,28 +76,26 @@ def run(
 
     Args:
         about: what is compared, for people.
-        kind: what its contenders are, as in `recipe`.
         asked: what was asked for, for the document.
     """
     from tiprctl.ablation.experiment import Experiment
     from tiprctl.precision import find_device
 
-    experiment = Experiment(plan, manifest, folder, device=find_device(device), workers=workers)
+    meter = partial(render.progress, told=True)
+    experiment = Experiment(plan, manifest, folder, device=find_device(device), workers=workers, meter=meter)
     render.note(f"{manifest.title}: {about}")
     _carry_out(experiment)
     if json:
-        render.result_json(_document(experiment, kind, asked))
+        render.result_json(_document(experiment, asked))
     else:
-        _print_results(experiment, kind)
+        _print_results(experiment)
 
 
 def _carry_out(experiment: Experiment) -> None:
     """Train and measure what is left, and say what is going on."""
     from tiprctl.cli.training_view import ContenderView
 
-    render.note(f"Costs of a step on {experiment.device_name}, measured side by side once:")
-    for name, ratio in experiment.ratios.items():
-        render.note(f"  {name} x {ratio:.2f}")
+    _tell_costs(experiment)
     left = [training for training in experiment.trainings if not experiment.is_finished(training)]
     _announce(experiment, left)
     for number, training in enumerate(left, start=len(experiment.trainings) - len(left) + 1):
@@ -105,6 +103,18 @@ def _carry_out(experiment: Experiment) -> None:
         render.heading(f"{number} of {len(experiment.trainings)}: {training.name}, {epochs}")
         with ContenderView(experiment.plan.new_to_start(training.config)) as view:
             _train(experiment, training, view)
+
+
+def _tell_costs(experiment: Experiment) -> None:
+    """What a step of each contender costs beside the first one's; measured now, unless that was done before."""
+    try:
+        ratios = experiment.ratios
+    except KeyboardInterrupt as interrupt:
+        render.note("Stopped while the costs were being measured: nothing is kept. The same command begins again.")
+        raise typer.Exit(130) from interrupt
+    render.note(f"Costs of a step on {experiment.device_name}, measured side by side once:")
+    for name, ratio in ratios.items():
+        render.note(f"  {name} x {ratio:.2f}")
 
 
 def _announce(experiment: Experiment, left: list[Training]) -> None:
@@ -138,18 +148,18 @@ def _summaries(experiment: Experiment) -> dict[str, list[Summary]]:
     return {budget: summarise(experiment.rows, plan.names, budget) for budget in plan.budgets}
 
 
-def _print_results(experiment: Experiment, kind: str) -> None:
+def _print_results(experiment: Experiment) -> None:
     """A table for each budget, one of the costs, and what their columns mean."""
     from tiprctl.ablation.summary import COMPARED
 
     first = experiment.plan.first
     numbers = ["epochs", *FIGURES, *(f"{figure} vs {first}" for figure in COMPARED)]
-    headings = [kind, *((name, "right") for name in numbers)]
+    headings = [experiment.plan.compared, *((name, "right") for name in numbers)]
     render.result_line(_about_figures(experiment))
     for budget, lines in _summaries(experiment).items():
         rows = (_cells(summary, is_first=summary.contender == first) for summary in lines)
         render.result_table(render.table(f"equal {budget}", headings, rows))
-    _print_costs(experiment, kind)
+    _print_costs(experiment)
     render.note(
         f"vs {first}: mean difference, paired by seed, ± its standard error. cost: a step's time over {first}'s."
     )
@@ -178,11 +188,11 @@ def _cells(summary: Summary, *, is_first: bool) -> list[str]:
     ]
 
 
-def _print_costs(experiment: Experiment, kind: str) -> None:
+def _print_costs(experiment: Experiment) -> None:
     """What each contender costs; without the columns that were not measured."""
     lines = {name: _costs(cost, experiment.ratios[name]) for name, cost in experiment.costs.items()}
     measured = [column for column in next(iter(lines.values())) if any(line[column] for line in lines.values())]
-    headings = [kind, *((column, "right") for column in measured)]
+    headings = [experiment.plan.compared, *((column, "right") for column in measured)]
     rows = ([name, *(line[column] or "–" for column in measured)] for name, line in lines.items())
     render.result_table(render.table(f"costs on {experiment.device_name}", headings, rows))
 
@@ -209,7 +219,7 @@ def _gain(difference: Difference) -> str:
     return f"{difference.mean:+.2f} ± {error}"
 
 
-def _document(experiment: Experiment, kind: str, asked: dict[str, Any]) -> dict[str, Any]:
+def _document(experiment: Experiment, asked: dict[str, Any]) -> dict[str, Any]:
     """All that is known of an experiment: what was asked for, costs, results by budget and every run."""
     plan = experiment.plan
     return {
@@ -221,9 +231,10 @@ def _document(experiment: Experiment, kind: str, asked: dict[str, Any]) -> dict[
         "epochs": plan.epochs,
         "costs": {name: {**asdict(cost), "ratio": experiment.ratios[name]} for name, cost in experiment.costs.items()},
         "results": {
-            budget: [_result(summary, kind) for summary in lines] for budget, lines in _summaries(experiment).items()
+            budget: [_result(summary, plan.compared) for summary in lines]
+            for budget, lines in _summaries(experiment).items()
         },
-        "runs": [row.as_result(kind) for row in experiment.rows],
+        "runs": [row.as_result(plan.compared) for row in experiment.rows],
     }
 
 

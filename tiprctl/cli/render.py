@@ -109,8 +109,11 @@ def row(cells: Iterable[Any]) -> None:
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Any]:
-    """A bar on stderr with rate and remaining time; yields `advance(n=1)`. Off a terminal nothing is animated."""
+def progress(description: str, total: int | None, unit: str, done: int = 0, *, told: bool = False) -> Iterator[Any]:
+    """A bar on stderr with rate and remaining time; yields `advance(n=1)`.
+
+    Off a terminal nothing is animated; of long work that would otherwise be silent it is `told` that it begins.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,6 +123,8 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
         TimeRemainingColumn(),
     )
     hidden = _verbosity < 0 or not _err.is_terminal
+    if told and not _err.is_terminal:
+        note(f"{description} …")
     with Progress(*columns, console=_err, disable=hidden, transient=True) as bar:
         task = bar.add_task(description, total=total, completed=done, rate="")
 
