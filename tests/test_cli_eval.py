@@ -177,7 +177,7 @@ def test_a_re_ranked_row_says_so_below_the_first_ranking(reranking_model, cuhk_m
 
 def test_a_model_that_cannot_re_rank_is_told_before_any_is_encoded(reranking_model, model):
     done = run(reranking_model, model, "--rerank", 3, exit_code=2)
-    assert "The head global looks at no pairs" in done.stderr
+    assert "this one has the head global\n" in done.stderr
     assert model in done.stderr
     assert "leave --rerank out" in done.stderr
     assert "Model:" not in done.stderr

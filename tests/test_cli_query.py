@@ -335,13 +335,14 @@ def test_scores_of_pairs_are_the_heads(crops, checkpoint):
             assert hit["score"] == pytest.approx(score.item(), abs=1e-4)
 
 
-def test_a_model_that_cannot_re_rank_is_told_before_the_crops_are_embedded(crops, checkpoint):
+def test_a_model_that_cannot_re_rank_is_told_before_it_is_loaded(crops, checkpoint, monkeypatch):
     file, _ = checkpoint("global")
+    monkeypatch.setattr("tiprctl.sources.load_embedder", lambda *_, **__: pytest.fail("loaded"))
     done = run("red coat", "--gallery", crops, "--model", file, "--rerank", 2)
     assert done.exit_code == 2
-    assert "The head global looks at no pairs" in done.stderr
-    assert "leave --rerank out" in done.stderr
-    assert "embedded now" not in done.stderr
+    what, where, remedy = done.stderr.splitlines()
+    assert what.startswith("error: Only models of the recipe scvd") and what.endswith("the head global")
+    assert (where, remedy) == (f"  {file}", "  Name such a model, or leave --rerank out.")
 
 
 def test_naming_the_cache_loads_no_index():

@@ -26,6 +26,8 @@ from tiprctl.meter import Meter, unseen
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
 from tiprctl.prompts import Prompts, prompt
+from tiprctl.runs import LATEST
+from tiprctl.sources import preview
 
 DEFAULT_TAGGER = "hanta"
 """What tags captions for a model that does not tell who tagged those that it learnt."""
@@ -95,9 +97,9 @@ def check_reranks(head: str, tagger: str | None, *, model: str) -> None:
     """
     if head in HEADS and not HEADS[head].reranks:
         raise UsageError(
-            f"The head {head} looks at no pairs of captions and images, so it cannot re-rank",
+            f"Only models of the recipe scvd, or others whose head looks at pairs, can re-rank; this one has the head {head}",
             where=model,
-            remedy="Name a run of the recipe scvd, or leave --rerank out.",
+            remedy="Name such a model, or leave --rerank out.",
         )
     needed = find_tagger(tagger or DEFAULT_TAGGER)
     try:
@@ -108,6 +110,16 @@ def check_reranks(head: str, tagger: str | None, *, model: str) -> None:
             where=model,
             remedy=f"Install it with {needed.install}, or leave --rerank out.",
         ) from error
+
+
+def check_source(source: str | None) -> None:
+    """Check that a model, as `load_embedder` takes it, can order images anew, by what its header tells.
+
+    Raises:
+        UsageError: as `check_reranks`. InputError: there is no such model, or its header cannot be read.
+    """
+    known = preview(source)
+    check_reranks(known.head, known.tagger, model=str(source or LATEST))
 
 
 def rerank(

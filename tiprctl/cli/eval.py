@@ -102,13 +102,14 @@ def _measured(models: list[str], asked: Asked) -> Iterator[Measurement]:
 
 
 def _task(model: str, asked: Asked) -> Task:
-    from tiprctl.reranking import check_reranks
     from tiprctl.sources import preview
 
-    known = preview(model)
     if asked.rerank is not None:
-        check_reranks(known.head, known.tagger, model=model)
-    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in _data_sets(known, asked)])
+        from tiprctl.reranking import check_source
+
+        check_source(model)
+    data_sets = _data_sets(preview(model), asked)
+    return Task(model, [(manifest, manifest.split(asked.split)) for manifest in data_sets])
 
 
 def _data_sets(known: Preview, asked: Asked) -> list[Manifest]:

@@ -63,11 +63,13 @@ def query(
     listing = list_images(gallery)
     if sheet:
         check_sheet(sheet, len(sentences) * min(top, len(listing.images)))
+    if rerank is not None:
+        from tiprctl.reranking import check_source
+
+        check_source(model)
     embedder = _load_embedder(model, device)
     render.note(f"Model: {embedder.description}")
     warn_of_long(sentences, embedder.tokenizer)
-    if rerank is not None:
-        _check_reranks(embedder)
     embedded = _read_gallery(listing, embedder)
     hits = search(embedder.embed_texts(sentences), embedded.vectors, max(top, rerank or 0))
     reranking = None
@@ -157,12 +159,6 @@ def _read_gallery(listing: Listing, embedder: VectorModel) -> Gallery:
         )
     render.note(f"Gallery: {len(gallery.paths):,} images, {gallery.embedded:,} of them embedded now")
     return gallery
-
-
-def _check_reranks(embedder: Embedder) -> None:
-    from tiprctl.reranking import check_reranks
-
-    check_reranks(embedder.encoder.head.name, embedder.origin.tagger, model=embedder.description)
 
 
 def _rerank(
