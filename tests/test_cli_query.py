@@ -302,6 +302,7 @@ def test_the_first_crops_are_ranked_again_by_their_pairs(crops, checkpoint, tmp_
         order = [hit["path"] for hit in old["hits"]]
         assert [hit["path"] for hit in new["hits"]] == [order[2], order[1], order[0], order[3]]
         assert [hit["rank"] for hit in new["hits"]] == [1, 2, 3, 4]
+        assert [hit.get("reranked") for hit in new["hits"]] == [True, True, True, None]
         scores = [hit["score"] for hit in old["hits"]]
         expected = [*(5 - score for score in scores[2::-1]), scores[3]]
         assert [hit["score"] for hit in new["hits"]] == pytest.approx(expected, abs=1e-4)
@@ -317,6 +318,18 @@ def test_crops_from_beyond_the_top_are_ranked_again(crops, checkpoint, monkeypat
     done = run(*arguments, "--rerank", 50, "--top", 1)
     assert done.stdout.split() == order[-1:]
     assert "Re-ranked 3 of 3 images" in done.stderr
+
+
+def test_a_line_in_the_table_parts_the_crops_that_were_ranked_again_from_the_others(crops, checkpoint):
+    file, _ = checkpoint("division")
+    arguments = ["a red coat", "--gallery", crops, "--model", file, "--device", "cpu"]
+    plain = run(*arguments).stdout.splitlines()
+    parted = run(*arguments, "--rerank", 2).stdout.splitlines()
+    marks = [line[0] for line in parted[1:]]
+    assert marks == ["┏", "┃", "┡", "│", "│", "├", "│", "└"]
+    assert [line[0] for line in plain[1:]] == [mark for mark in marks if mark != "├"]
+    assert marks == [line[0] for line in run(*arguments, "--rerank", 2, "--top", 3).stdout.splitlines()[1:]]
+    assert "├" not in run(*arguments, "--rerank", 2, "--top", 2).stdout
 
 
 def test_scores_of_pairs_are_the_heads(crops, checkpoint):

@@ -17,7 +17,7 @@ from tiprctl.data.manifest import Split
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
-from tiprctl.reranking import Reranking, mark
+from tiprctl.reranking import Reranking
 from tiprctl.tokenizer import Tokenizer
 
 IMAGE_BATCH = 128
@@ -156,7 +156,7 @@ def top_hits(
                     "path": str(split.image_paths[i]),
                     "pid": int(split.image_pids[i]),
                     "score": round(score, 4),
-                    **mark(reranking, rank),
+                    **(reranking.mark(rank) if reranking else {}),
                 }
                 for rank, (i, score) in enumerate(zip(row, row_scores), 1)
             ],

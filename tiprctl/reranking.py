@@ -67,15 +67,14 @@ class Reranking:
             for new, old in ((self.indices, indices), (self.scores, scores))
         )
 
+    def mark(self, rank: int) -> dict[str, bool]:
+        """What a JSON document says of the hit of this rank, from 1, whose score may be a pair's and no cosine."""
+        return {"reranked": True} if rank <= self.first else {}
+
     def describe(self) -> dict[str, Any]:
         """K and the cost, for a JSON document."""
         cost = {"pairs": self.pairs, "images": self.images, "seconds": round(self.seconds, 2)}
         return {"rerank": self.first, "rerank_cost": cost}
-
-
-def mark(reranking: Reranking | None, rank: int) -> dict[str, bool]:
-    """What a JSON document says of the hit of this rank, from 1, where its score is a pair's and no cosine."""
-    return {"reranked": True} if reranking is not None and rank <= reranking.first else {}
 
 
 @dataclass(frozen=True)

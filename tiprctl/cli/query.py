@@ -75,16 +75,7 @@ def query(
     reranking = None
     if rerank is not None:
         hits, reranking = _rerank(embedder, sentences, embedded, hits, rerank)
-    results = [
-        {
-            "query": sentence,
-            "hits": [
-                {"rank": rank, "score": float(score), "path": str(gallery / embedded.paths[index])}
-                for rank, (index, score) in enumerate(zip(indices[:top], scores[:top]), 1)
-            ],
-        }
-        for sentence, indices, scores in zip(sentences, hits.indices, hits.scores)
-    ]
+    results = _results(sentences, embedded, hits, reranking, top)
     _print(results, embedded, embedder.description, reranking, json, plain)
     if sheet:
         _write_sheet(sheet, results, show)
@@ -171,8 +162,29 @@ def _rerank(
         embedder, sentences, gallery.root, gallery.paths, hits, first, progress=render.progress
     )
     note_reranking(reranking, len(gallery.paths))
-    render.note(f"The scores of the first {reranking.first:,} are those of pairs; those of any others are cosines.")
+    render.note(f"The scores of the first {reranking.first:,} are those of pairs; those of any others, below the line, are cosines.")
     return hits, reranking
+
+
+def _results(
+    sentences: Sequence[str], gallery: Gallery, hits: Hits, reranking: Reranking | None, top: int
+) -> list[dict[str, Any]]:
+    """The first `top` hits of each sentence; those whose scores are not cosines are marked."""
+    return [
+        {
+            "query": sentence,
+            "hits": [
+                {
+                    "rank": rank,
+                    "score": float(score),
+                    "path": str(gallery.root / gallery.paths[index]),
+                    **(reranking.mark(rank) if reranking else {}),
+                }
+                for rank, (index, score) in enumerate(zip(indices[:top], scores[:top]), 1)
+            ],
+        }
+        for sentence, indices, scores in zip(sentences, hits.indices, hits.scores)
+    ]
 
 
 def _print(
@@ -194,9 +206,15 @@ def _print(
             for hit in result["hits"]:
                 render.result_line(hit["path"])
         else:
-            rows = ((hit["rank"], f"{hit['score']:.3f}", hit["path"]) for hit in result["hits"])
             columns = [("rank", "right"), ("score", "right"), "path"]
-            render.result_table(render.table(result["query"], columns, rows))
+            table = render.table(result["query"], columns, _rows(result["hits"], reranked=True))
+            render.extend_table(table, None, _rows(result["hits"], reranked=False))
+            render.result_table(table)
+
+
+def _rows(hits: Sequence[dict[str, Any]], *, reranked: bool) -> list[tuple[Any, ...]]:
+    """The cells of those hits that were ranked again, or of the others."""
+    return [(hit["rank"], f"{hit['score']:.3f}", hit["path"]) for hit in hits if hit.get("reranked", False) is reranked]
 
 
 def _write_sheet(target: Path, results: Sequence[dict[str, Any]], show: bool) -> None:

@@ -91,11 +91,12 @@ def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Ite
     return built
 
 
-def extend_table(table: Table, heading: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Add a section of further rows under a heading; nothing where there are none."""
+def extend_table(table: Table, heading: str | None, rows: Iterable[Sequence[Any]]) -> None:
+    """Add a section of further rows, under a heading or below a line alone; nothing where there are none."""
     rows = list(rows)
     if rows:
         table.add_section()
+    if rows and heading:
         table.add_row(f"[dim]{escape(heading)}[/]")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
