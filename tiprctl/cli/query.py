@@ -162,7 +162,7 @@ def _rerank(
         embedder, sentences, gallery.root, gallery.paths, hits, first, progress=render.progress
     )
     note_reranking(reranking, len(gallery.paths))
-    render.note(f"The scores of the first {reranking.first:,} are those of pairs; those of any others, below the line, are cosines.")
+    render.note(f"The scores of the first {reranking.first:,} are those of pairs; below the line there, cosines.")
     return hits, reranking
 
 
