@@ -102,11 +102,11 @@ def extend_table(table: Table, heading: str | None, rows: Iterable[Sequence[Any]
         table.add_row(*(escape(str(cell)) for cell in row))
 
 
-def row(cells: Iterable[Any]) -> None:
-    """One row of a table that grows while work goes on, on stderr."""
+def row(cells: Iterable[str], widths: Iterable[int]) -> None:
+    """One row of a table that grows while work goes on, on stderr; the cells end where their columns do."""
     if _verbosity >= 0:
-        shown = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        _err.print("".join(f"{cell:>11}" for cell in shown), markup=False, soft_wrap=True)
+        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        _err.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
