@@ -325,7 +325,7 @@ def test_other_pruned_captions_and_another_device_are_other_settings(cuhk_manife
     make(plan, cuhk_manifest, tmp_path / "ablation")
     prune_captions(cuhk_manifest, "textblob")
     monkeypatch.setattr(Experiment, "device_name", "NVIDIA H100")
-    with pytest.raises(UsageError, match="other settings: captions, device\n"):
+    with pytest.raises(UsageError, match="other settings: captions; device\n"):
         make(plan, cuhk_manifest, tmp_path / "ablation")
 
 
@@ -402,8 +402,11 @@ def test_an_older_versions_folder_is_gone_on_with(finished, plan, cuhk_manifest,
 @pytest.mark.parametrize(
     ("changes", "named_in_message"),
     [
-        ({"epochs": 0.5}, "epochs"),
-        ({"parts": ("triplet", "itc"), "start_epochs": 1.0}, "parts, start_epochs"),
+        ({"epochs": 0.5}, "--epochs 0.25 there, 0.5 here"),
+        (
+            {"parts": ("triplet", "itc"), "start_epochs": 1},
+            "--parts triplet there, triplet,itc here; --start-epochs 0.5 there, 1 here",
+        ),
         ({"recipe": tiny.recipe(batch_size=6)}, "recipe"),
     ],
 )

@@ -94,7 +94,7 @@ def test_json_has_a_row_a_run_and_a_second_call_trains_nothing(printed, monkeypa
 
 def test_other_settings_for_the_same_folder_are_named(printed):
     result = run(*MINIATURE, "--epochs", "0.5", exit_code=2)
-    assert "other settings: epochs" in result.stderr
+    assert "other settings: --epochs 0.25 there, 0.5 here\n" in result.stderr
     assert "--output" in result.stderr
 
 

@@ -144,6 +144,8 @@ def test_the_tables_of_large_models_fit_a_terminal(printed, tmp_path):
 
 def test_another_experiments_folder_is_refused(printed):
     assert "other settings: irra" in run(*COMPARISON, "--set", "mlm.weight=2", exit_code=2).stderr
+    fewer = run(*COMPARISON, "--recipes", "clip,sen", exit_code=2).stderr
+    assert "other settings: --recipes clip,irra,sen,cfine,scvd there, clip,sen here\n" in fewer
     ablation = ("ablate", "--recipe", "irra", "--parts", "mlm", "--output", "runs/cuhk-pedes-comparison")
     assert "something else" in console.run(*ablation, exit_code=2).stderr
 
@@ -207,6 +209,10 @@ def test_an_interruption_while_costs_are_measured_keeps_nothing_and_says_so(home
             ("irra", "cfine"),
             r"image_size \(irra \(384, 128\), cfine \(224, 224\)\); batch_size \(irra 128, cfine 32\)"
             r"\n--recipes\n.* --set 'model.image_size=\[384, 128\]' --set batch_size=128$",
+        ),
+        (
+            ("clip", "irra", "sen", "cfine", "scvd"),
+            r"model.image_size \(cfine \(224, 224\), the others \(384, 128\)\); batch_size \(cfine 32, the others 128\)\n",
         ),
         (("clip", "synth"), r"model.pretrained \(clip openai, synth none\)"),
     ],

@@ -200,10 +200,14 @@ class Experiment:
         asked = self._settings()
         if self.file.is_file():
             known = self._known()["settings"]
-            differing = [name for name in asked if name in known and not self._agree(known[name], asked[name])]
+            differing = [
+                _difference(name, known[name], asked[name])
+                for name in asked
+                if name in known and not self._agree(known[name], asked[name])
+            ]
             if differing:
                 raise UsageError(
-                    f"The {self.plan.kind} in this folder was begun with other settings: {', '.join(differing)}",
+                    f"The {self.plan.kind} in this folder was begun with other settings: {'; '.join(differing)}",
                     where=self.folder,
                     remedy="Give the same ones to go on with it, or name another --output.",
                 )
@@ -216,3 +220,12 @@ class Experiment:
         if isinstance(asked, TrainConfig):
             known = to_dict(from_dict(TrainConfig, known, where=str(self.file)))
         return known == to_dict(asked)
+
+
+def _difference(name: str, known: Any, asked: Any) -> str:
+    """What a setting was and is to be, where it is an option that is quickly told; else its name."""
+    if isinstance(asked, list):
+        known, asked = ",".join(known), ",".join(asked)
+    elif not isinstance(asked, int | float):
+        return name
+    return f"--{name.replace('_', '-')} {known} there, {asked} here"

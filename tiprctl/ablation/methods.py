@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from shlex import quote
@@ -103,8 +104,14 @@ def check_alike(recipes: Mapping[str, TrainConfig]) -> None:
 
 
 def _values(key: str, recipes: Mapping[str, TrainConfig]) -> str:
-    """Who has which value."""
-    return f"{key} ({', '.join(f'{name} {attrgetter(key)(recipe)}' for name, recipe in recipes.items())})"
+    """Who has which value; those that most have in common come last."""
+    names = defaultdict(list)
+    for name, recipe in recipes.items():
+        names[attrgetter(MEANT.get(key, key))(recipe)].append(name)
+    *few, most = sorted(names.values(), key=len)
+    holders = [(", ".join(group), group) for group in few]
+    holders.append(("the others" if len(most) > 1 else most[0], most))
+    return f"{key} ({', '.join(f'{who} {attrgetter(key)(recipes[group[0]])}' for who, group in holders)})"
 
 
 def _setting(key: str, recipe: TrainConfig) -> str:
