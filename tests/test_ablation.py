@@ -97,10 +97,18 @@ def test_a_part_is_gone_on_with_as_the_recipe_has_it_though_it_ends_early_there(
     assert triplet == ObjectiveConfig(name="triplet", weight=5, options={"margin": 0.3})
 
 
-@pytest.mark.parametrize(("recipe", "parts"), [(SEN, ("sdm", "id", "tir", "triplet")), (RECIPES["clip"], ("itc",))])
-def test_without_any_objective_nothing_can_be_compared(recipe, parts):
+@pytest.mark.parametrize(
+    ("recipe", "parts", "remedy"),
+    [
+        (SEN, ("prune", "sdm", "id", "tir", "triplet"), "Leave one out, as in --parts prune,id,tir,triplet."),
+        (RECIPES["cfine"], ("mgf", "cfr", "fcd"), "Leave one out, as in --parts cfr,fcd."),
+        (RECIPES["clip"], ("itc",), "Take other parts, or another recipe."),
+    ],
+)
+def test_without_any_objective_nothing_can_be_compared(recipe, parts, remedy):
     message = (
-        f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end\n--parts"
+        f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end"
+        f"\n--parts\n{remedy}$"
     )
     with pytest.raises(UsageError, match=message):
         plan_subsets(recipe, parts, seeds=1)

@@ -21,7 +21,8 @@ import torch
 from tiprctl import training
 from tiprctl.ablation import measuring
 from tiprctl.ablation.measuring import peak_memory, weigh
-from tiprctl.ablation.methods import check_alike, plan_recipes, settings_of
+from tiprctl.ablation.methods import check_alike, plan_recipes
+from tiprctl.ablation.settings import settings_of
 from tiprctl.cli.compare import compare
 from tiprctl.config import override
 from tiprctl.data.manifest import find_manifest
@@ -164,6 +165,9 @@ def test_another_experiments_folder_is_refused(printed):
         (["--set", "seed=7"], 2, "Use --seeds"),
         (["--set", "model.head=parts"], 2, "Use --recipes"),
         (["--set", "tir.weight=2"], 2, "Name it in --recipes"),
+        (["--set", "parts.image_ratio=0.2"], 2, "Name a recipe with that head in --recipes."),
+        (["--set", "mlmm.weight=2"], 2, "Did you mean mlm? Choices: mlm, "),
+        (["--set", "global.weight=2"], 2, "no place named 'global'"),
         (["--set", "model.pretrained=nope.pth"], 3, "nope.pth"),
         (["--output", "data"], 2, "something else"),
         (["--root", "nowhere"], 3, "tiprctl prepare"),

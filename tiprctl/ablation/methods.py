@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
 from shlex import quote
 from types import MappingProxyType
@@ -47,15 +47,6 @@ def parse_recipes(text: str) -> tuple[str, ...]:
             remedy="Name two recipes or more, as in clip,irra,sen.",
         )
     return names
-
-
-def settings_of(recipe: TrainConfig, settings: Iterable[str], recipes: Iterable[TrainConfig]) -> list[str]:
-    """The `KEY=VALUE` settings that concern one of the recipes: those of an objective or a head, who has it.
-
-    What is of an objective or a head that none of them has is left to each of them to refuse.
-    """
-    elsewhere = {place for each in recipes for place in _own_places(each)} - _own_places(recipe)
-    return [setting for setting in settings if setting.partition("=")[0].strip().rpartition(".")[0] not in elsewhere]
 
 
 def plan_recipes(
@@ -119,8 +110,3 @@ def _setting(key: str, recipe: TrainConfig) -> str:
     value = attrgetter(key)(recipe)
     text = value if isinstance(value, str) else json.dumps(value)
     return f"--set {quote(f'{key}={text}')}"
-
-
-def _own_places(recipe: TrainConfig) -> set[str]:
-    """The places of settings that not every recipe has."""
-    return {objective.name for objective in recipe.objectives} | {recipe.model.head}

@@ -52,11 +52,14 @@ def with_all(recipe: TrainConfig, parts: Parts) -> TrainConfig:
     Raises:
         UsageError: it has no objective to the end that is none of the parts.
     """
-    if {objective.name for objective in lasting(recipe).objectives} <= set(parts):
+    needed = {objective.name for objective in lasting(recipe).objectives}
+    if needed <= set(parts):
+        kept = next(part for part in parts if part in needed)
+        others = ",".join(part for part in parts if part != kept)
         raise UsageError(
             f"Without {', '.join(parts)}, the recipe {recipe.recipe} has no objective to train with to the end",
             where=OPTION,
-            remedy="Take other parts, or another recipe.",
+            remedy=f"Leave one out, as in {OPTION} {others}." if others else "Take other parts, or another recipe.",
         )
     present = {objective.name for objective in recipe.objectives}
     missing = ",".join(part for part in parts if part in OBJECTIVES.keys() - present)

@@ -43,21 +43,18 @@ def compare(
     tiprctl compare --set batch_size=128 --set 'model.image_size=[384,128]'
     tiprctl compare --start-epochs 4 --epochs 1.5 --set batch_size=32 --json
     """
-    from tiprctl.ablation.methods import FIXED, START_RECIPE, parse_recipes, plan_recipes, settings_of
+    from tiprctl.ablation.methods import START_RECIPE, parse_recipes, plan_recipes
     from tiprctl.recipes import find_recipe
 
     names = parse_recipes(recipes)
 
+    from tiprctl.ablation.settings import resolve_all
     from tiprctl.data.manifest import find_manifest
     from tiprctl.runs import RUNS
-    from tiprctl.settings import resolve
 
     manifest = find_manifest(data, root)
     found = {name: find_recipe(name, manifest.dataset) for name in (*names, START_RECIPE)}
-    resolved = {
-        name: resolve(recipe, settings_of(recipe, set or [], found.values()), fixed=FIXED)
-        for name, recipe in found.items()
-    }
+    resolved = resolve_all(found, set or [])
     plan = plan_recipes(
         {name: resolved[name] for name in names},
         resolved[START_RECIPE],
