@@ -358,7 +358,7 @@ def test_towers_of_two_widths_are_refused_with_both(saved, home):
 def test_what_only_clip_can_read_is_refused(cuhk_manifest, tmp_path, wide, changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         trainer(cuhk_manifest, tmp_path / "run", wide, **changes)
-    assert "--text-encoder clip" in str(caught.value)
+    assert "with the text encoder clip" in str(caught.value)
 
 
 def rewrite(folder, **changes):

@@ -39,7 +39,7 @@ class TrainingCaptions:
             raise UsageError(
                 "Captions can be masked in the vocabulary of CLIP only",
                 where="captions.mask_content, captions.mask_other",
-                remedy="Set both to 0, or train with --text-encoder clip.",
+                remedy="Set both to 0, or train with the text encoder clip.",
             )
         forms = [manifest.split("train").captions]
         by_class = _by_class(config)

@@ -167,5 +167,5 @@ def library(name: str) -> ModuleType:
         raise UsageError(
             "BERT needs a library that is not installed",
             where=name,
-            remedy="Install it: pip install 'tiprctl[bert]', or train with --text-encoder clip.",
+            remedy="Install it: pip install 'tiprctl[bert]', or train with the text encoder clip.",
         ) from error

@@ -85,7 +85,7 @@ class Composition(nn.Module):
             raise UsageError(
                 "Masked words (mlm) and attended padding (attend_padding) are for CLIP's text tower only",
                 where="objectives",
-                remedy="Train without them, or with --text-encoder clip.",
+                remedy="Train without them, or with the text encoder clip.",
             )
 
     def check_captions(self, captions: CaptionConfig) -> None:
