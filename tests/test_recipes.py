@@ -196,7 +196,7 @@ def test_on_the_built_in_data_a_method_follows_a_contrast_from_random_weights(re
     assert config.captions == method.captions
     first, *second = config.objectives
     assert first == ObjectiveConfig(name="itc", stop=0.5)
-    weights_there = {"sdm": 1.0, "id": 0.3}
+    weights_there = {"sdm": 1.0, "id": 0.3, "cfr": 0.01, "fcd": 0.01}
     assert second == [
         replace(each, start=0.5, weight=weights_there.get(each.name, each.weight))
         for each in method.objectives

@@ -201,6 +201,9 @@ SYNTH = Method(
 )
 """A small encoder from random weights on the built-in data: contrast first, since SDM alone stalls near chance."""
 
+SYNTH_WEIGHTS = MappingProxyType({"cfr": 0.01, "fcd": 0.01})
+"""What objectives weigh under SYNTH's schedule, where the weight of their paper leaves the others no say."""
+
 METHODS = (BASELINE, CLIP, IRRA, IRRA_PUBLISHED, CFINE, SCVD, SEN, SEN_PUBLISHED, SEN_XL, SYNTH)
 
 RECIPES = MappingProxyType({method.config.recipe: method.config for method in METHODS})
@@ -257,13 +260,17 @@ def _on_synth(method: TrainConfig) -> TrainConfig:
     contrast, *others = synth.objectives
     tuned = {objective.name: objective for objective in others}
     second = [
-        tuned.get(objective.name, replace(objective, start=contrast.stop))
+        tuned.get(objective.name, replace(objective, start=contrast.stop, weight=_synth_weight(objective)))
         for objective in method.objectives
         if objective.name != contrast.name
     ]
     objectives = (contrast, *second) if second else (replace(contrast, stop=1.0),)
     model = _with_head_of(method.model, synth.model)
     return replace(synth, recipe=method.recipe, objectives=objectives, model=model, captions=method.captions)
+
+
+def _synth_weight(objective: ObjectiveConfig) -> float:
+    return SYNTH_WEIGHTS.get(objective.name, objective.weight)
 
 
 def _with_head_of(source: ModelConfig, model: ModelConfig) -> ModelConfig:
