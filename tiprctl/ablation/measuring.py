@@ -69,7 +69,8 @@ def median_seconds(
 ) -> dict[str, float]:
     """The median duration of each walk's steps, taken in turn; the first `WARM_UP` are not counted.
 
-    `advance` is told each step, off the clock. Each round begins with another walk: what runs after a heavy step finds emptier caches.
+    `advance` is told each step, off the clock. Each round begins with another walk: what runs after a heavy step finds
+    emptier caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in walks}
     order = deque(walks)
