@@ -140,7 +140,8 @@ def rerank(
     started = time.perf_counter()
     check_reranks(embedder.encoder.head.name, embedder.origin.tagger, model=embedder.description)
     described = _describe(embedder, captions, progress)
-    with progress("Re-ranking", len(first.unique()), "images") as advance:
+    distinct = len(first.unique())
+    with progress("Re-ranking", distinct, "images") as advance:
         scores = _pair_scores(embedder, described, images, first, advance)
     if scores.isnan().any():
         raise InputError(
@@ -152,7 +153,7 @@ def rerank(
     return Reranking(
         indices=first.gather(1, order),
         scores=scores.gather(1, order),
-        images=len(first.unique()),
+        images=distinct,
         seconds=time.perf_counter() - started,
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from tiprctl.config import MOST_PHRASES
 from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
@@ -207,7 +208,7 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
         raise UsageError(
             "An objective reads the prompts of the captions' phrases, and the captions come without",
             where="captions.phrases",
-            remedy="Train with some for each caption: `--set captions.phrases=6`.",
+            remedy=f"Train with some for each caption: `--set captions.phrases={MOST_PHRASES}`.",
         )
     return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.index)
 
