@@ -20,6 +20,7 @@ from tiprctl.config import (
 )
 from tiprctl.data.synth_pedes import SYNTH_PEDES
 from tiprctl.errors import UsageError, unknown_name
+from tiprctl.names import parse_names
 from tiprctl.objectives import OBJECTIVES, find_objective
 
 FIGURES = ("R@1", "R@5", "R@10", "mAP", "mINP")
@@ -239,8 +240,8 @@ def check_names(recipe: str | None, losses: str | None, aux: str | None) -> None
     """
     if recipe is not None and recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
-    _names(losses or "")
-    _names(aux or "")
+    _objectives(losses or "", "--losses")
+    _objectives(aux or "", "--aux")
 
 
 def find_recipe(name: str | None, dataset: str) -> TrainConfig:
@@ -285,9 +286,13 @@ def with_objectives(config: TrainConfig, losses: str | None, aux: str | None) ->
     Raises:
         UsageError: an objective is unknown or named twice, or two of them work on different heads.
     """
-    chosen = config.objectives if losses is None else tuple(_objective(config, name) for name in _names(losses))
+    chosen = (
+        config.objectives
+        if losses is None
+        else tuple(_objective(config, name) for name in _objectives(losses, "--losses"))
+    )
     present = {objective.name for objective in chosen}
-    for name in _names(aux or ""):
+    for name in _objectives(aux or "", "--aux"):
         if name in present:
             raise UsageError(
                 f"The objective {name!r} is there already", where="--aux", remedy=f"Leave {name!r} out of --aux."
@@ -330,14 +335,8 @@ def _needed_head(objectives: Iterable[ObjectiveConfig]) -> str | None:
     return head
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in OBJECTIVES:
-            raise unknown_name("objective", name, OBJECTIVES)
-        if names.count(name) > 1:
-            raise UsageError(f"The objective {name!r} is named twice", remedy="Name each objective once.")
-    return names
+def _objectives(text: str, option: str) -> tuple[str, ...]:
+    return parse_names(text, "objective", OBJECTIVES, where=option)
 
 
 def _objective(config: TrainConfig, name: str) -> ObjectiveConfig:
