@@ -7,12 +7,11 @@ python benchmarks/drawing.py --quick      # a few seconds
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from _report import machine, print_table, verdict
+from _report import Report, parser, publish, survey, verdict
 
 from tiprctl.cores import cores
 from tiprctl.data.synth_pedes import Drawing
@@ -36,17 +35,15 @@ def shortfalls(rate: float) -> list[str]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ids", type=int, default=400, help="identities, four images each")
-    parser.add_argument("--repeat", type=int, default=3, help="times; the fastest counts")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: the cores)")
-    parser.add_argument("--quick", action="store_true", help="100 identities, once; the goal is not enforced")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    chosen = parser.parse_args()
+    known = parser(__doc__.splitlines()[0], quick="100 identities, once; the goal is not enforced")
+    known.add_argument("--ids", type=int, default=400, help="identities, four images each")
+    known.add_argument("--repeat", type=int, default=3, help="times; the fastest counts")
+    known.add_argument("--workers", type=int, default=cores(), help="processes (default: the cores)")
+    chosen = known.parse_args()
     if chosen.quick:
         chosen.ids, chosen.repeat = 100, 1
     if min(chosen.ids, chosen.repeat, chosen.workers) < 1:
-        parser.error("every number is at least 1")
+        known.error("every number is at least 1")
     return chosen
 
 
@@ -55,14 +52,21 @@ def main() -> int:
     drawing = Drawing(ids=chosen.ids, val_ids=0, test_ids=0)
     fastest = min(seconds(drawing, chosen.workers) for _ in range(chosen.repeat))
     rate = drawing.images / fastest
-    figures = {"images": drawing.images, "workers": chosen.workers, "seconds": fastest, "images_per_second": rate}
-    where = machine(chosen.workers, packages=("Pillow", "numpy"))
-    if chosen.json:
-        print(json.dumps({**figures, "goal": GOAL, "ratio": rate / GOAL, "machine": where}))
-    else:
-        cells = (f"{drawing.images:,}", f"{chosen.workers}", f"{fastest:.2f}", f"{rate:.0f}", f"{rate / GOAL:.2f} x")
-        columns = ("", "images", "processes", "seconds", "images a second", f"of the goal, {GOAL}")
-        print_table("Drawing synth-pedes", columns, [("tiprctl", *cells)], [where])
+    cells = (f"{drawing.images:,}", f"{chosen.workers}", f"{fastest:.2f}", f"{rate:.0f}", f"{rate / GOAL:.2f} x")
+    report = Report(
+        "Drawing synth-pedes",
+        ("", "images", "processes", "seconds", "images a second", f"of the goal, {GOAL}"),
+        [("tiprctl", *cells)],
+        {
+            "images": drawing.images,
+            "workers": chosen.workers,
+            "seconds": fastest,
+            "images_per_second": rate,
+            "goal": GOAL,
+            "ratio": rate / GOAL,
+        },
+    )
+    publish(report, survey(chosen.workers, packages=("Pillow", "numpy", "torch")), as_json=chosen.json)
     return verdict(shortfalls(rate), enforced=not chosen.quick)
 
 

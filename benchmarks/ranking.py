@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-from _report import Measurement, Variant, console, machine, megabytes, print_table, verdict
+from _report import Measurement, Report, Variant, errors, megabytes, parser, publish, survey, verdict
 from torch import Tensor
 
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics
@@ -93,6 +93,10 @@ def row(name: str, run: Measurement, ratio: str = "") -> tuple[str, ...]:
     return name, f"{queries:,}", f"{run.seconds:.2f}", per_query, megabytes(run.peak), ratio
 
 
+def as_figures(name: str, run: Measurement) -> dict[str, object]:
+    return {"name": name, "seconds": run.seconds, "peak": run.peak, **asdict(run.result)}
+
+
 def figures(metrics: RetrievalMetrics) -> str:
     recall = ", ".join(f"R@{k} {value:.2f}" for k, value in metrics.recall.items())
     return f"{recall}, mAP {metrics.mean_ap:.2f}, mINP {metrics.mean_inp:.2f}"
@@ -106,27 +110,26 @@ def shortfalls(ratio: float, peak: int) -> list[str]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--queries", type=int, default=19_848)
-    parser.add_argument("--gallery", type=int, default=19_848)
-    parser.add_argument("--dim", type=int, default=512, help="width of the features")
-    parser.add_argument("--ids", type=int, default=1000, help="identities; gallery / ids hits a query")
-    parser.add_argument("--repeat", type=int, default=3, help="times each, in turn; the fastest counts")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
+    known = parser(__doc__.splitlines()[0], quick="1,000 queries, once; the goals are not enforced")
+    known.add_argument("--queries", type=int, default=19_848)
+    known.add_argument("--gallery", type=int, default=19_848)
+    known.add_argument("--dim", type=int, default=512, help="width of the features")
+    known.add_argument("--ids", type=int, default=1000, help="identities; gallery / ids hits a query")
+    known.add_argument("--repeat", type=int, default=3, help="times each, in turn; the fastest counts")
+    known.add_argument("--threads", type=int, default=1)
+    known.add_argument(
         "--reference-queries",
         type=int,
         default=6000,
         help="queries on which the two are compared; the argsort version needs about 750 KB a query",
     )
-    parser.add_argument("--quick", action="store_true", help="1,000 queries, once; the goals are not enforced")
-    chosen = parser.parse_args()
+    chosen = known.parse_args()
     if chosen.quick:
         chosen.queries, chosen.repeat = 1000, 1
     if min(chosen.ids, chosen.queries, chosen.repeat, chosen.threads, chosen.reference_queries) < 1:
-        parser.error("every number is at least 1")
+        known.error("every number is at least 1")
     if chosen.gallery < max(chosen.ids, *KS):
-        parser.error("the gallery holds every identity at least once")
+        known.error("the gallery holds every identity at least once")
     return chosen
 
 
@@ -144,12 +147,14 @@ def main() -> int:
     ratio = theirs_part.seconds / ours_part.seconds
     peak = ours_part.peak
     rows = [row("argsort", theirs_part), row("tiprctl", ours_part, f"{ratio:.1f} x")]
-    notes = [machine(chosen.threads), f"Figures of both: {figures(ours_part.result)}"]
+    found = {"ratio": ratio, "runs": [as_figures("argsort", theirs_part), as_figures("tiprctl", ours_part)]}
+    notes = [f"Figures of both: {figures(ours_part.result)}"]
     if compared < chosen.queries:
         # A fresh process: memory that an earlier run left with the allocator would hide some of this one's.
         with closing(Variant(prepare, by_chunks, threads=chosen.threads)) as ours:
             whole = best([ours.measure(chosen.queries) for _ in range(chosen.repeat)])
         rows.append(row("tiprctl", whole))
+        found["runs"].append(as_figures("tiprctl", whole))
         peak = max(peak, whole.peak)
         scale = chosen.queries / compared
         notes.append(
@@ -157,15 +162,17 @@ def main() -> int:
             f"{theirs_part.seconds * scale:.0f} s and {theirs_part.peak * scale / 1e9:.1f} GB."
         )
     if not agree(theirs_part.result, ours_part.result):
-        console.print(f"The figures differ: {figures(theirs_part.result)} by argsort,", style="bold red")
-        console.print(f"{figures(ours_part.result)} by tiprctl", style="bold red")
+        errors.print(f"The figures differ: {figures(theirs_part.result)} by argsort,", style="bold red")
+        errors.print(f"{figures(ours_part.result)} by tiprctl", style="bold red")
         return 1
-    print_table(
+    report = Report(
         f"Ranking {chosen.gallery:,} gallery items of width {chosen.dim}",
         ("", "queries", "seconds", "ms a query", "extra memory", "faster"),
         rows,
+        found,
         notes,
     )
+    publish(report, survey(chosen.threads), as_json=chosen.json)
     # Of so little work the fixed costs are the larger part.
     return verdict(shortfalls(ratio, peak), enforced=not chosen.quick)
 
