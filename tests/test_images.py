@@ -105,6 +105,17 @@ def test_load_pixels_is_antialiased_and_writable(tmp_path):
     loaded[0, 0] = 1
 
 
+@pytest.mark.parametrize("source", [(48, 24), (150, 60), (700, 250), (16, 200)])
+def test_load_pixels_is_within_a_grey_level_of_pillow(tmp_path, source):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (*source, 3), np.uint8))
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(picture.resize((32, 96), Image.Resampling.BILINEAR), int)
+    difference = np.abs(load_pixels(tmp_path / "a.png", (96, 32)).astype(int) - expected)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.25
+
+
 @pytest.mark.parametrize(("orientation", "size"), [(1, (64, 32)), (6, (32, 64)), (6, (64, 16))])
 def test_large_jpeg_at_reduced_scale_is_close_to_the_full_decoding(tmp_path, orientation, size):
     """Detail as fine as the target: decoding at exactly the target's size would differ by several levels."""
