@@ -24,6 +24,9 @@ FLOORS = (
         "tiprctl.images",
         "tiprctl.canvas",
         "tiprctl.pixels",
+        "tiprctl.shares",
+        "tiprctl.execution",
+        "tiprctl.distributed",
         "tiprctl.precision",
         "tiprctl.interrupt",
         "tiprctl.cores",
@@ -93,7 +96,7 @@ def test_terminal_libraries_stay_in_the_command_line(file):
 def test_pure_modules_import_torch_alone(file):
     allowed = sys.stdlib_module_names | {"torch"}
     foreign = {name for name in imports(file) if name.split(".")[0] not in allowed}
-    assert all(name.startswith(("tiprctl.losses", "tiprctl.errors")) for name in foreign)
+    assert all(name.startswith(("tiprctl.losses", "tiprctl.errors", "tiprctl.shares")) for name in foreign)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def step():
     head, (image, text) = their_head(), their_tokens()
     found = in_inference(head.eval(), image, text) | of_the_block(head.blocks[0])
     head = their_head().train()
-    enc = Encodings(REFERENCE["tokens"], image, text, head.image(image), head.text(text))
+    enc = Encodings(REFERENCE["tokens"], image, text, head)
     inputs = image.values, text.values
 
     cfr, fcd = CrossGrainedRefinement(CfrConfig(), SPEC), CorrespondenceDiscovery(FcdConfig(), SPEC)
@@ -495,7 +495,7 @@ def test_odd_batches_have_finite_losses_and_gradients(change):
 
 def test_mgf_weighs_its_terms():
     head, (image, text) = their_head(), their_tokens()
-    enc = Encodings(None, image, text, head.image(image), head.text(text))
+    enc = Encodings(None, image, text, head)
     batch = tiny.NoiseBatch(torch.empty(0), torch.empty(0), REFERENCE["labels"])
     options = {"later": 0.5, "classification": 2.0, "diversity": 3.0}
     expected = sum(REFERENCE[name] for name in ("cmpm_0", "cmpm_1")) + 0.5 * REFERENCE["cmpm_2"]

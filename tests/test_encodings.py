@@ -180,7 +180,7 @@ def test_prompts_that_nobody_reads_are_not_encoded(monkeypatch):
     passes = tiny.tower_passes(monkeypatch)
     encodings = encode(encoder, batch, Needs(), generator())
     assert count(passes) == (1, 1)
-    assert encodings.prompts is encodings.related is None
+    assert encodings.prompts is None
 
 
 def test_prompts_change_no_other_view():
@@ -203,11 +203,14 @@ def test_a_batch_without_the_prompts_that_are_needed_says_how_to_get_them():
         encode(tiny.encoder(), batch, Needs(prompts=True), generator())
 
 
-def test_pairs_are_made_where_they_are_asked_for_alone():
+def test_pairs_are_made_once_and_where_they_are_read_alone(monkeypatch):
     encoder, batch = tiny.encoder(head="division"), prompted()
-    assert encode(encoder, batch, Needs(prompts=True), generator()).related is None
+    original, calls = encoder.head.relate, []
+    monkeypatch.setattr(encoder.head, "relate", lambda *args: calls.append(1) or original(*args))
     encodings = encode(encoder, batch, Needs(pairs=True), generator())
+    assert not calls
     whole, patches = encodings.image_tokens[:, 0], encodings.image_tokens[:, 1:]
-    expected = encoder.head.relate(whole, patches, encodings.text, encodings.prompts.values, batch.prompts.found)
+    expected = original(whole, patches, encodings.text, encodings.prompts.values, batch.prompts.found)
     torch.testing.assert_close(encodings.related.scores, expected.scores)
     assert encodings.related.scores.shape == (3, 3)
+    assert len(calls) == 1

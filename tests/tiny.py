@@ -13,6 +13,7 @@ from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.prompts import Prompts
 from tiprctl.recipes import RECIPES
+from tiprctl.shares import Share
 
 CLIP = ClipConfig(
     embed_dim=16,
@@ -42,6 +43,7 @@ class NoiseBatch:
     pids: Tensor
     token_labels: Tensor | None = None
     prompts: Prompts | None = None
+    share: Share | None = None
 
 
 def batch(size: int = 6, length: int = 9, seed: int = 0) -> NoiseBatch:

@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer, row_lengths
 
 
@@ -23,11 +24,13 @@ class Prompts:
 
     `token_ids` (P, L) int64, padded with 0; `index` (B, M) int64, the number of each caption's prompts in order among
     the distinct ones; `found` (B, M) bool, True where a caption has so many. Beyond them `index` repeats its first.
+    `label` (B, M) int64 is equal where two prompts are the same, in other shares of a batch too; None: as `index`.
     """
 
     token_ids: Tensor
     index: Tensor
     found: Tensor
+    label: Tensor | None = None
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[str]], tokenizer: Tokenizer, *, limit: int) -> Prompts:
@@ -44,11 +47,25 @@ class Prompts:
 
     def select(self, captions: Tensor) -> Prompts:
         """Those of the captions with these numbers `(B,)`: no other prompt, none twice, cut to the longest."""
-        distinct, index = self.index[captions].unique(return_inverse=True)
+        return self._chosen(self.index[captions], self.found[captions])
+
+    def share(self, share: Share) -> Prompts:
+        """Those of a share's captions, told apart as in the whole batch."""
+        return self._chosen(share.of(self.index), share.of(self.found), share.of(self.labels))
+
+    @property
+    def labels(self) -> Tensor:
+        """`label`, or what stands for it."""
+        return self.index if self.label is None else self.label
+
+    def _chosen(self, chosen: Tensor, found: Tensor, label: Tensor | None = None) -> Prompts:
+        distinct, index = chosen.unique(return_inverse=True)
         token_ids = self.token_ids[distinct]
         longest = int(row_lengths(token_ids).max())
-        return Prompts(token_ids[:, :longest], index, self.found[captions])
+        return Prompts(token_ids[:, :longest], index, found, label)
 
     def to(self, device: torch.device) -> Prompts:
         """The same on `device`."""
-        return Prompts(*(each.to(device, non_blocking=True) for each in (self.token_ids, self.index, self.found)))
+        return Prompts(
+            *(each.to(device, non_blocking=True) for each in (self.token_ids, self.index, self.found, self.labels))
+        )

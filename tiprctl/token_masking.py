@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from tiprctl.shares import Share, integers, uniform
+
 MASKED, REPLACED = 0.8, 0.1
 """Of the chosen tokens, the share that becomes the mask token and the share that becomes a random one."""
 
@@ -19,17 +21,23 @@ def mask_token(vocab_size: int) -> int:
 
 
 def mask_tokens(
-    token_ids: Tensor, probability: Tensor | float, *, vocab_size: int, generator: Generator
+    token_ids: Tensor,
+    probability: Tensor | float,
+    *,
+    vocab_size: int,
+    generator: Generator,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Token ids `(B, L)` with some masked, and labels `(B, L)`: the original ids where chosen, elsewhere 0.
 
     `probability`, a number or `(B, L)`, is that of each token to be chosen; start, end and padding never are. Of the
     chosen, 80% become the mask token, 10% a random token, 10% stay. A caption without any gets its first token masked,
-    so that each one counts (IRRA, `_build_masked_tokens_and_labels`).
+    so that each one counts (IRRA, `_build_masked_tokens_and_labels`). `share` tells which rows of a batch these are.
     """
     mask = mask_token(vocab_size)
-    chance, kind = (torch.rand(token_ids.shape, generator=generator).to(token_ids.device) for _ in range(2))
-    random = torch.randint(1, mask, token_ids.shape, generator=generator).to(token_ids.device)
+    drawn = {"generator": generator, "share": share}
+    chance, kind = (uniform(*token_ids.shape, **drawn).to(token_ids.device) for _ in range(2))
+    random = integers(1, mask, *token_ids.shape, **drawn).to(token_ids.device)
     words = (token_ids > 0) & (token_ids < mask)
     chosen = words & (chance < probability)
     none = ~chosen.any(dim=1) & words[:, 1]

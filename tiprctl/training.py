@@ -31,6 +31,7 @@ from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
+from tiprctl.execution import Execution
 from tiprctl.interrupt import StopFlag, stop_signal
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
@@ -73,6 +74,7 @@ class Trainer:
         manifest: the data; its `train` split is learned from, the selection split is measured after each epoch.
         folder: the run's folder. Where it holds an unfinished run, that one is continued.
         workers: processes that decode images, where they do not fit in memory; None takes the cores.
+        execution: what makes the training faster, smaller or repeatable.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Trainer:
         device: torch.device,
         workers: int | None = None,
         listener: Listener | None = None,
+        execution: Execution | None = None,
     ):
         self.config = config
         self.manifest = manifest
@@ -91,6 +94,7 @@ class Trainer:
         self.device = device
         self.workers = workers
         self.listener = listener or Listener()
+        self.execution = execution or Execution()
         self.selected_on = selection_split(config, manifest)
         self.progress = Progress()
         self.records: list[EpochRecord] = []

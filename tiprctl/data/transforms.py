@@ -10,32 +10,34 @@ from torch.nn import functional
 
 from tiprctl.config import AugmentConfig
 from tiprctl.pixels import MEAN, normalise
+from tiprctl.shares import Share, uniform
 
 
-def augment(pixels: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+def augment(pixels: Tensor, config: AugmentConfig, generator: Generator, share: Share | None = None) -> Tensor:
     """Training images `(B, 3, H, W)` uint8 to augmented, normalised float32 of the same shape.
 
-    In order: flip, shift (padding with black and cropping back), colour jitter, normalisation, erasing.
+    In order: flip, shift (padding with black and cropping back), colour jitter, normalisation, erasing. `share` tells
+    which rows of a batch these are; None: all of it.
     """
-    pixels = shift(flip(pixels, config.flip, generator), config.pad, generator)
-    images = normalise(jitter(pixels.float() / 255, config.jitter, generator))
+    pixels = shift(flip(pixels, config.flip, generator, share), config.pad, generator, share)
+    images = normalise(jitter(pixels.float() / 255, config.jitter, generator, share))
     fill = MEAN if config.erase_fill == "published" else (0.0, 0.0, 0.0)
-    return erase(images, config.erase, config.erase_area, fill, generator)
+    return erase(images, config.erase, config.erase_area, fill, generator, share)
 
 
-def flip(pixels: Tensor, probability: float, generator: Generator) -> Tensor:
+def flip(pixels: Tensor, probability: float, generator: Generator, share: Share | None = None) -> Tensor:
     """Mirror each image left to right with the given probability."""
-    mirrored = _uniform(len(pixels), generator, pixels) < probability
+    mirrored = _uniform((len(pixels),), generator, share, pixels) < probability
     return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
-def shift(pixels: Tensor, reach: int, generator: Generator) -> Tensor:
+def shift(pixels: Tensor, reach: int, generator: Generator, share: Share | None = None) -> Tensor:
     """Pad by `reach` black pixels and crop the original size at a random place, per image."""
     if reach == 0:
         return pixels
     batch, channels, height, width = pixels.shape
     padded = functional.pad(pixels, (reach, reach, reach, reach))
-    tops, lefts = ((_uniform(batch, generator, pixels) * (2 * reach + 1)).long() for _ in range(2))
+    tops, lefts = ((_uniform((batch,), generator, share, pixels) * (2 * reach + 1)).long() for _ in range(2))
     rows = (tops[:, None] + torch.arange(height, device=pixels.device))[:, None, :, None]
     columns = (lefts[:, None] + torch.arange(width, device=pixels.device))[:, None, None, :]
     images = torch.arange(batch, device=pixels.device)[:, None, None, None]
@@ -43,11 +45,11 @@ def shift(pixels: Tensor, reach: int, generator: Generator) -> Tensor:
     return padded[images, planes, rows, columns]
 
 
-def jitter(images: Tensor, strength: float, generator: Generator) -> Tensor:
+def jitter(images: Tensor, strength: float, generator: Generator, share: Share | None = None) -> Tensor:
     """Scale each channel of each image (0 to 1) by a factor from 1 - strength to 1 + strength."""
     if strength == 0:
         return images
-    factors = 1 + strength * (2 * _uniform((len(images), 3, 1, 1), generator, images) - 1)
+    factors = 1 + strength * (2 * _uniform((len(images), 3, 1, 1), generator, share, images) - 1)
     return (images * factors).clamp(0, 1)
 
 
@@ -57,6 +59,7 @@ def erase(
     area: tuple[float, float],
     fill: tuple[float, float, float],
     generator: Generator,
+    share: Share | None = None,
 ) -> Tensor:
     """Fill one random rectangle of each image, with the given probability (Zhong et al., AAAI 2020).
 
@@ -66,8 +69,8 @@ def erase(
     if probability == 0:
         return images
     batch, _, height, width = images.shape
-    chosen, share, aspect, y, x = (_uniform((batch, 1, 1), generator, images) for _ in range(5))
-    surface = (area[0] + share * (area[1] - area[0])) * height * width
+    chosen, part, aspect, y, x = (_uniform((batch, 1, 1), generator, share, images) for _ in range(5))
+    surface = (area[0] + part * (area[1] - area[0])) * height * width
     ratio = torch.exp(math.log(0.3) + aspect * (math.log(3.3) - math.log(0.3)))
     tall = (surface * ratio).sqrt().round().clamp(1, height)
     wide = (surface / ratio).sqrt().round().clamp(1, width)
@@ -78,5 +81,5 @@ def erase(
     return torch.where(inside[:, None], images.new_tensor(fill).view(1, 3, 1, 1), images)
 
 
-def _uniform(shape: int | tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).to(like.device)
+def _uniform(shape: tuple[int, ...], generator: Generator, share: Share | None, like: Tensor) -> Tensor:
+    return uniform(*shape, generator=generator, share=share).to(like.device, non_blocking=True)

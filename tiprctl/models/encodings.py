@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from tiprctl.config import MOST_PHRASES
+from tiprctl.distributed import gather, processes
 from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
@@ -18,6 +19,7 @@ from tiprctl.models.heads.base import Features, Head, Related
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
+from tiprctl.shares import Share
 from tiprctl.token_masking import mask_tokens
 
 
@@ -25,7 +27,8 @@ class PairBatch(Protocol):
     """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,) from 0.
 
     `token_labels` (B, L) are the original ids where the captions came masked, elsewhere 0; None when they came whole.
-    `prompts` are those of the captions' phrases; None where the captions came without.
+    `prompts` are those of the captions' phrases; None where the captions came without. `share` tells which rows of the
+    whole batch these are; None: all of it.
     """
 
     pixels: Tensor
@@ -33,6 +36,7 @@ class PairBatch(Protocol):
     pids: Tensor
     token_labels: Tensor | None
     prompts: Prompts | None
+    share: Share | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class Needs:
 class EncodedPrompts:
     """The prompts of B captions, at most M each: their global tokens `values` (B, M, D), through no head.
 
-    `found` (B, M) is True where there is one, and `index` (B, M) equal where two are the same (`tiprctl.prompts`).
+    `found` (B, M) is True where there is one, and `index` (B, M) equal where two are the same, in other shares of the
+    batch too (`tiprctl.prompts`).
     """
 
     values: Tensor
@@ -106,28 +111,21 @@ class EncodedPrompts:
     index: Tensor
 
 
-@dataclass(frozen=True)
-class Encodings:
-    """What the towers made of a batch of B image-caption pairs.
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """What chance hides of a batch: the patches `kept` (B, K), and the captions `masked_ids` (B, L) with their labels.
 
-    `images` and `captions`, of `token_ids` (B, L), are the towers' tokens; `image_features` and `text_features` what
-    the head made of them; `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K);
-    `masked_text_tokens` (B, L, D) with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0.
-    `prompts` are those of the captions; `related` is what the head makes of every image with every caption, as in
-    re-ranking. What no objective needs is None.
+    `token_labels` (B, L) are the hidden ids where a token is to be told, elsewhere 0; `masked_ids` is None where the
+    captions came masked. What no objective needs is None.
     """
 
-    token_ids: Tensor
-    images: Tokens
-    captions: Tokens
-    image_features: Features
-    text_features: Features
-    masked_image_tokens: Tensor | None = None
     kept: Tensor | None = None
-    masked_text_tokens: Tensor | None = None
+    masked_ids: Tensor | None = None
     token_labels: Tensor | None = None
-    prompts: EncodedPrompts | None = None
-    related: Related | None = None
+
+
+class Views:
+    """What objectives read of encodings beside their fields; each is computed once, when it is first read."""
 
     @property
     def image_tokens(self) -> Tensor:
@@ -154,6 +152,63 @@ class Encodings:
         """Cosine similarities `(B, B)`, rows images, columns texts; computed once for all objectives."""
         return cosine_similarity(self.image, self.text)
 
+    @cached_property
+    def related(self) -> Related:
+        """What the head makes of every image with every caption, as in re-ranking."""
+        images, captions, prompts = self.images, self.captions, self.prompts
+        return self.head.relate(images.whole, images.values[:, 1:], captions.whole, prompts.values, prompts.found)
+
+
+@dataclass(frozen=True, eq=False)
+class Encodings(Views):
+    """What the towers made of a batch of B image-caption pairs.
+
+    `images` and `captions`, of `token_ids` (B, L), are the towers' tokens, and `head` makes features of them;
+    `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K); `masked_text_tokens` (B, L, D) with
+    `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0. `prompts` are those of the captions.
+    What no objective needs is None.
+    """
+
+    token_ids: Tensor
+    images: Tokens
+    captions: Tokens
+    head: Head
+    masked_image_tokens: Tensor | None = None
+    kept: Tensor | None = None
+    masked_text_tokens: Tensor | None = None
+    token_labels: Tensor | None = None
+    prompts: EncodedPrompts | None = None
+
+    @cached_property
+    def image_features(self) -> Features:
+        """What the head made of the images."""
+        return self.head.image(self.images)
+
+    @cached_property
+    def text_features(self) -> Features:
+        """What the head made of the captions."""
+        return self.head.text(self.captions)
+
+
+class Gathered:
+    """The rows of a whole batch, of which `own` holds this process's share; each view is gathered when first read.
+
+    All processes are to read the same views in the same order.
+    """
+
+    def __init__(self, own: Any, total: int):
+        self._own = own
+        self._sizes = [len(share) for share in Share.whole(total).split(processes())]
+
+    def __getattr__(self, name: str) -> Any:
+        value = gather(getattr(self._own, name), self._sizes)
+        setattr(self, name, value)
+        return value
+
+
+class GatheredEncodings(Gathered, Views):
+    """The encodings of a batch whose shares are encoded by several processes."""
+
 
 def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Encodings:
     """Encode the images and captions of a batch, and each further view that is needed, once.
@@ -164,43 +219,55 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
     Raises:
         UsageError: prompts are needed and the batch has none.
     """
-    context = encoder.clip.config.context_length
-    token_ids = _padded(batch.token_ids, context) if needs.padded_text else batch.token_ids
+    return encode_masked(encoder, batch, needs, draw_masks(encoder, batch, needs, generator))
+
+
+def draw_masks(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Masks:
+    """The masks that are needed, drawn from `generator` for the whole batch of which these rows are a share."""
+    drawn = {"generator": generator, "share": batch.share}
+    kept = masked_ids = token_labels = None
+    if mask := needs.masked_image:
+        rows, columns = encoder.clip.config.grid
+        device = batch.pixels.device
+        kept = random_keep(len(batch.pixels), rows * columns, mask.ratio, device=device, **drawn)
+    if needs.masked_text:
+        token_ids = _token_ids(encoder, batch, needs)
+        if batch.token_labels is not None:
+            token_labels = _padded(batch.token_labels, token_ids.shape[1])
+        else:
+            masked_ids, token_labels = mask_tokens(
+                token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, **drawn
+            )
+    return Masks(kept, masked_ids, token_labels)
+
+
+def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: Masks) -> Encodings:
+    """As `encode`, with masks that are drawn already."""
+    token_ids = _token_ids(encoder, batch, needs)
     images, captions = encoder.see(batch.pixels), encoder.read(token_ids)
-    masked_image_tokens, kept = _masked_image(encoder, batch.pixels, needs.masked_image, generator)
-    masked_text_tokens, token_labels = None, None
-    if needs.masked_text and batch.token_labels is not None:
-        masked_text_tokens, token_labels = captions.values, _padded(batch.token_labels, token_ids.shape[1])
-    elif needs.masked_text:
-        masked_ids, token_labels = mask_tokens(
-            token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, generator=generator
-        )
-        masked_text_tokens = encoder.clip.encode_text(masked_ids)
-    prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
+    masked_text_tokens = None
+    if needs.masked_text:
+        masked_text_tokens = captions.values if masks.masked_ids is None else encoder.clip.encode_text(masks.masked_ids)
     return Encodings(
         token_ids=token_ids,
         images=images,
         captions=captions,
-        image_features=encoder.head.image(images),
-        text_features=encoder.head.text(captions),
-        masked_image_tokens=masked_image_tokens,
-        kept=kept,
+        head=encoder.head,
+        masked_image_tokens=_masked_image(encoder, batch.pixels, needs.masked_image, masks.kept),
+        kept=masks.kept,
         masked_text_tokens=masked_text_tokens,
-        token_labels=token_labels,
-        prompts=prompts,
-        related=_related(encoder.head, images, captions, prompts) if needs.pairs else None,
+        token_labels=masks.token_labels,
+        prompts=_prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None,
     )
 
 
-def _masked_image(
-    encoder: DualEncoder, pixels: Tensor, mask: ImageMask | None, generator: Generator
-) -> tuple[Tensor | None, Tensor | None]:
-    """The tokens of the visible patches and their indices; nothing without a mask."""
-    if mask is None:
-        return None, None
-    rows, columns = encoder.clip.config.grid
-    kept = random_keep(len(pixels), rows * columns, mask.ratio, generator=generator, device=pixels.device)
-    return encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept), kept
+def _token_ids(encoder: DualEncoder, batch: PairBatch, needs: Needs) -> Tensor:
+    return _padded(batch.token_ids, encoder.clip.config.context_length) if needs.padded_text else batch.token_ids
+
+
+def _masked_image(encoder: DualEncoder, pixels: Tensor, mask: ImageMask | None, kept: Tensor | None) -> Tensor | None:
+    """The tokens of the visible patches; nothing without a mask."""
+    return None if mask is None else encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept)
 
 
 def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
@@ -210,12 +277,7 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
             where="captions.phrases",
             remedy=f"Train with some for each caption: `--set captions.phrases={MOST_PHRASES}`.",
         )
-    return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.index)
-
-
-def _related(head: Head, images: Tokens, captions: Tokens, prompts: EncodedPrompts) -> Related:
-    """Each image of the batch with each caption."""
-    return head.relate(images.whole, images.values[:, 1:], captions.whole, prompts.values, prompts.found)
+    return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.labels)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

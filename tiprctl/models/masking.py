@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from tiprctl.shares import Share, uniform
+
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
 
@@ -15,12 +17,20 @@ def kept_patches(patches: int, ratio: float) -> int:
     return max(1, patches - round(patches * ratio))
 
 
-def random_keep(batch: int, patches: int, ratio: float, *, generator: Generator, device: torch.device) -> Tensor:
+def random_keep(
+    batch: int,
+    patches: int,
+    ratio: float,
+    *,
+    generator: Generator,
+    device: torch.device,
+    share: Share | None = None,
+) -> Tensor:
     """Indices `(batch, kept)` of the patches that stay, in grid order, drawn per image without return.
 
-    `ratio` is the share that is dropped, see `kept_patches`.
+    `ratio` is the part that is dropped, see `kept_patches`; `share` tells which rows of a batch these are.
     """
-    noise = torch.rand(batch, patches, generator=generator, device=generator.device)
+    noise = uniform(batch, patches, generator=generator, share=share)
     return noise.argsort(dim=1)[:, : kept_patches(patches, ratio)].sort(dim=1).values.to(device)
 
 

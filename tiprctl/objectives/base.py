@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tiprctl.errors import UsageError
-from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch
+from tiprctl.models.encodings import EncoderSpec, Encodings, Masks, Needs, PairBatch
 
 
 class Role(Enum):
@@ -42,7 +43,7 @@ class Objective(nn.Module):
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
     `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit; `group` and `together`
-    where it shares its loss with others.
+    where it shares its loss with others; `alone` and `count` where its loss needs no other rows of the batch.
 
     Raises:
         UsageError: the encoder has another head than the one that it needs.
@@ -56,6 +57,12 @@ class Objective(nn.Module):
     """The name of the only head that it can train; None: any."""
     group: ClassVar[str | None] = None
     """A name that it has in common with those whose loss it shares while they are active together; None: no other's."""
+    alone: ClassVar[bool] = False
+    """Whether its loss is a mean to which each row gives its part by its own tokens, whatever rows are beside it.
+
+    It is then computed of each share of a batch by itself, and reads tokens, never features. Any other loss is given
+    the whole batch.
+    """
 
     def __init__(self, config: Any, spec: EncoderSpec):
         super().__init__()
@@ -74,6 +81,10 @@ class Objective(nn.Module):
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """The objective's modules, each with the role of its parameters."""
         yield Role.FAST, self
+
+    def count(self, masks: Masks, batch: PairBatch) -> Tensor:
+        """Over how many things the mean of these rows goes, where the loss is `alone`: the rows, or what is hidden."""
+        return torch.tensor(len(batch.pids), device=batch.pids.device)
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")

@@ -10,11 +10,21 @@ from functools import reduce
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import MOST_PHRASES, CaptionConfig, ObjectiveConfig, from_dict
+from tiprctl.distributed import processes, total
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
-from tiprctl.models.encodings import EncoderSpec, Needs, PairBatch, encode
+from tiprctl.models.encodings import (
+    EncoderSpec,
+    Encodings,
+    Gathered,
+    GatheredEncodings,
+    Needs,
+    PairBatch,
+    draw_masks,
+    encode_masked,
+)
 from tiprctl.objectives import find_objective
-from tiprctl.objectives.base import Loss, Objective, Role
+from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput, Role
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class Term:
-    """What one objective, or several that share a loss, add to the sum."""
+    """What one objective, or several that share a loss, add to the sum; `alone` as the objective's own."""
 
     name: str
     weight: float
     loss: Loss
+    alone: Objective | None = None
 
 
 class Composition(nn.Module):
@@ -119,7 +130,8 @@ class Composition(nn.Module):
         """The loss of an objective, or of those that share one."""
         first, *others = objectives = [self.objectives[config.name] for config in configs]
         weights = [config.weight for config in configs]
-        return Term(_joined(configs), weights[0], first.together(objectives, weights) if others else first)
+        loss = first.together(objectives, weights) if others else first
+        return Term(_joined(configs), weights[0], loss, first if first.alone else None)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -130,14 +142,43 @@ class Composition(nn.Module):
             yield from objective.roles()
 
     def forward(self, batch: PairBatch, progress: float, generator: Generator) -> Losses:
-        """The losses of a batch; masks are drawn from `generator`."""
-        encodings = encode(self.encoder, batch, self.needs(progress), generator)
-        outputs = [(term, term.loss(encodings, batch)) for term in self.terms(progress)]
-        parts = {}
-        for term, output in outputs:
-            parts[term.name] = output.loss.detach()
-            parts |= {f"{term.name}/{figure}": value.detach() for figure, value in output.figures.items()}
-        return Losses(sum(term.weight * output.loss for term, output in outputs), parts)
+        """The losses of a batch; masks are drawn from `generator`.
+
+        Where the batch is this process's share of a larger one, losses and gradients, averaged over the processes, are
+        those of the whole.
+        """
+        needs = self.needs(progress)
+        masks = draw_masks(self.encoder, batch, needs, generator)
+        own = encode_masked(self.encoder, batch, needs, masks)
+        everyones, whole = self._everyones(own, batch)
+        outputs = []
+        for term in self.terms(progress):
+            if term.alone is None:
+                outputs.append((term, term.loss(everyones, whole), 1.0))
+            else:
+                outputs.append((term, term.loss(own, batch), _part(term.alone.count(masks, batch))))
+        return _summed(outputs)
+
+    def _everyones(self, own: Encodings, batch: PairBatch) -> tuple[Encodings, PairBatch]:
+        """The encodings and the batch of all processes together."""
+        if processes() == 1:
+            return own, batch
+        return GatheredEncodings(own, batch.share.total), Gathered(batch, batch.share.total)
+
+
+def _part(count: Tensor) -> Tensor | float:
+    """What a mean over `count` things weighs, so that the mean over the processes is the mean over all things."""
+    return 1.0 if processes() == 1 else processes() * count / total(count).clamp(min=1)
+
+
+def _summed(outputs: Iterable[tuple[Term, ObjectiveOutput, Tensor | float]]) -> Losses:
+    """The weighted sum of the terms, each of which counts as far as it is `part` of the whole batch's."""
+    losses, parts = [], {}
+    for term, output, part in outputs:
+        losses.append(term.weight * part * output.loss)
+        parts[term.name] = (part * output.loss).detach()
+        parts |= {f"{term.name}/{figure}": (part * value).detach() for figure, value in output.figures.items()}
+    return Losses(sum(losses), parts)
 
 
 def build_objective(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:

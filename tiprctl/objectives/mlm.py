@@ -13,7 +13,7 @@ from tiprctl.config import Count, frozen
 from tiprctl.losses.mlm import mlm_loss
 from tiprctl.models.blocks import CrossAttention, decoder_blocks
 from tiprctl.models.clip import LayerNorm, QuickGELU
-from tiprctl.models.encodings import EncoderSpec, Encodings, Needs, PairBatch, TextMask
+from tiprctl.models.encodings import EncoderSpec, Encodings, Masks, Needs, PairBatch, TextMask
 from tiprctl.objectives.base import Objective, ObjectiveOutput, Role
 
 
@@ -37,6 +37,7 @@ class MaskedLanguageModelling(Objective):
     """
 
     name, Config = "mlm", MlmConfig
+    alone = True
 
     def __init__(self, config: MlmConfig, spec: EncoderSpec):
         super().__init__(config, spec)
@@ -67,6 +68,9 @@ class MaskedLanguageModelling(Objective):
         for norm in (self.cross.ln_query, self.cross.ln_context, self.ln_post):
             yield Role.BASE, norm
         yield Role.CLASSIFIER, self.head
+
+    def count(self, masks: Masks, batch: PairBatch) -> Tensor:
+        return (masks.token_labels != 0).sum()
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         labels = enc.token_labels[enc.token_labels != 0]

@@ -48,6 +48,7 @@ class TextGuidedRestoration(Objective):
     """
 
     name, Config = "tir", TirConfig
+    alone = True
 
     def __init__(self, config: TirConfig, spec: EncoderSpec):
         super().__init__(config, spec)
