@@ -15,7 +15,9 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import epoch_batches
 from tiprctl.data.transforms import augment
+from tiprctl.distributed import process, processes
 from tiprctl.prompts import Prompts
+from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer
 
 
@@ -26,7 +28,7 @@ class Batch:
     `pixels` (B, 3, H, W) normalised float32; `token_ids` (B, L) int64, padded with 0 to the longest caption of the
     batch; `pids` (B,) identity labels from 0 without gaps; `token_labels` (B, L) the original ids where the captions
     are masked, elsewhere 0, None when they are whole; `prompts` those of the captions' phrases, None where the recipe
-    wants none.
+    wants none. `share` tells which rows of the whole batch these are; None: all of it.
     """
 
     pixels: Tensor
@@ -34,6 +36,7 @@ class Batch:
     pids: Tensor
     token_labels: Tensor | None = None
     prompts: Prompts | None = None
+    share: Share | None = None
 
 
 class TrainingBatches:
@@ -60,20 +63,24 @@ class TrainingBatches:
         return int(self.pids.max()) + 1
 
     def epoch(self, epoch: int, *, skip: int, device: torch.device) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0) on `device`, without the first `skip`."""
+        """This process's shares of the batches of `epoch` (from 0) on `device`, without the first `skip`."""
         config = self.config
         batches = self._indices(epoch)[skip:]
-        images = self.images.batches([self.caption_images[indices] for indices in batches])
-        for step, (indices, pixels) in enumerate(zip(batches, images), start=skip):
+        shares = [Share.whole(len(indices)).split(processes())[process()] for indices in batches]
+        images = self.images.batches(
+            [self.caption_images[share.of(indices)] for share, indices in zip(shares, batches)]
+        )
+        for step, (indices, share, pixels) in enumerate(zip(batches, shares, images), start=skip):
             of_images, of_captions = (step_generator(config.seed, epoch, step, purpose=purpose) for purpose in (0, 2))
             token_ids, labels = self.captions.draw(indices, of_captions)
             prompts = self.captions.prompts_of(indices)
             yield Batch(
-                pixels=augment(pixels.to(device, non_blocking=True), config.augment, of_images),
-                token_ids=token_ids.to(device, non_blocking=True),
-                pids=torch.from_numpy(self.pids[indices]).to(device, non_blocking=True),
-                token_labels=None if labels is None else labels.to(device, non_blocking=True),
-                prompts=None if prompts is None else prompts.to(device),
+                pixels=augment(pixels.to(device, non_blocking=True), config.augment, of_images, share),
+                token_ids=share.of(token_ids).to(device, non_blocking=True),
+                pids=share.of(torch.from_numpy(self.pids[indices])).to(device, non_blocking=True),
+                token_labels=None if labels is None else share.of(labels).to(device, non_blocking=True),
+                prompts=None if prompts is None else prompts.share(share).to(device),
+                share=share,
             )
 
     def _indices(self, epoch: int) -> list[np.ndarray]:
