@@ -14,6 +14,7 @@ from torch import Tensor
 from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
+from tiprctl.data.token_cache import TokenCache
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
@@ -100,7 +101,9 @@ class EvaluationData:
     def token_ids(self, tokenizer: Tokenizer) -> Tensor:
         """The captions as `tokenizer` cuts them, `(C, L)`, kept for the next time that it is asked for them."""
         if tokenizer not in self._token_ids:
-            self._token_ids[tokenizer] = torch.from_numpy(tokenizer(self.split.captions))
+            self._token_ids[tokenizer] = torch.from_numpy(
+                TokenCache(self.split.root, tokenizer).token_ids(self.split.name, self.split.captions)
+            )
         return self._token_ids[tokenizer]
 
 

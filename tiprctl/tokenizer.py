@@ -8,10 +8,12 @@ sequence of bytes, each written as one printable character, the last one marked 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +51,16 @@ class Tokenizer(ABC):
     @abstractmethod
     def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
         """The token ids of `text` word by word, each with the place in `clean(text)` where the word starts."""
+
+    @abstractmethod
+    def rules(self) -> Iterable[str]:
+        """What the token ids of a text depend on, beside what every tokenizer does."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that its token ids depend on."""
+        about = (type(self).__name__, str(self.context_length), version("ftfy"), *self.rules())
+        return hashlib.sha256("\n".join(about).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without start and end token and of any length."""
@@ -98,6 +110,9 @@ class BytePairTokenizer(Tokenizer):
     def pieces(self, text: str) -> Iterator[tuple[int, list[int]]]:
         for word in WORDS.finditer(clean(text)):
             yield word.start(), self._encode_word(word.group())
+
+    def rules(self) -> Iterable[str]:
+        return map(" ".join, self._ranks)
 
     def _encode_word(self, word: str) -> list[int]:
         tokens = self._cache.get(word)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import repeat
+from functools import partial
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from tiprctl.data.manifest import Manifest
 from tiprctl.data.phrases import noun_phrases
 from tiprctl.data.pruning import read_origin, read_pruned
 from tiprctl.data.tagging import ADJECTIVE, NOUN, OTHER, TOKEN
+from tiprctl.data.token_cache import TokenCache
 from tiprctl.errors import UsageError
 from tiprctl.prompts import Prompts, prompt
 from tiprctl.token_masking import mask_tokens
@@ -46,14 +48,15 @@ class TrainingCaptions:
         pruned = read_pruned(manifest) if _needs_pruned(config) else None
         if config.prune:
             forms.append(pruned.pruned)
-        token_ids = tokenizer([caption for form in forms for caption in form])
+        cache, name = TokenCache(manifest.root, tokenizer), "train-pruned" if config.prune else "train"
+        token_ids = cache.token_ids(name, list(chain.from_iterable(forms)))
         self.token_ids = torch.from_numpy(token_ids).unflatten(0, (len(forms), -1))
         self.ends = torch.from_numpy(row_lengths(token_ids)).unflatten(0, (len(forms), -1))
         self.content = None
         if by_class:
-            classes = [pruned.classes, [kept_classes(each) for each in pruned.classes]]
-            flags = [flag_content(*each, tokenizer) for form in zip(forms, classes) for each in zip(*form, strict=True)]
-            self.content = torch.from_numpy(_rows(flags, token_ids.shape[1])).view_as(self.token_ids)
+            make = partial(_flags, forms, pruned.classes, tokenizer, token_ids.shape[1])
+            content = cache.flags(name, [*forms, pruned.classes], make)
+            self.content = torch.from_numpy(content).view_as(self.token_ids)
 
         self.prompts = None
         if config.phrases:
@@ -123,8 +126,13 @@ def flag_content(caption: str, classes: str, tokenizer: Tokenizer) -> np.ndarray
     return np.array([content[start] for start, tokens in tokenizer.pieces(caption) for _ in tokens], dtype=bool)
 
 
-def _rows(flags: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """The flags as rows `(captions, width)` beside the start token, cut where the token ids are."""
+def _flags(forms: Sequence[Sequence[str]], classes: Sequence[str], tokenizer: Tokenizer, width: int) -> np.ndarray:
+    """The flags of all captions in all forms as rows `(forms * captions, width)`, cut where the token ids are.
+
+    They stand beside the tokens of the captions, so that the start token has none.
+    """
+    of_forms = classes, [kept_classes(each) for each in classes]
+    flags = [flag_content(*each, tokenizer) for form in zip(forms, of_forms) for each in zip(*form, strict=True)]
     rows = np.zeros((len(flags), width), dtype=bool)
     for row, one in zip(rows, flags):
         row[1 : 1 + len(one)] = one[: width - 1]

@@ -34,9 +34,12 @@ class Split:
 
     `image_paths` are absolute; `image_pids` (n_images,), `caption_pids` (n_captions,) and `caption_images`
     (n_captions,), which index `image_paths`, are int64. Identities are the data set's own numbers, with gaps.
-    A path annotated with two identities counts as two images, as it does in the published protocol.
+    A path annotated with two identities counts as two images, as it does in the published protocol. `dataset` and
+    `root` are those of the manifest.
     """
 
+    dataset: str
+    root: Path
     name: str
     image_paths: list[Path]
     image_pids: np.ndarray
@@ -91,6 +94,8 @@ class Manifest:
         images = rows.drop_duplicates(["path", "pid"])
         root = self.root.absolute()
         return Split(
+            dataset=self.dataset,
+            root=root,
             name=name,
             image_paths=[root / path for path in images["path"]],
             image_pids=images["pid"].to_numpy(np.int64),

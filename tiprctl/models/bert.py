@@ -6,7 +6,7 @@ other file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
 from operator import itemgetter
@@ -82,6 +82,9 @@ class WordPieceTokenizer(Tokenizer):
         for _, word in groupby(tokens, key=itemgetter(0)):
             _, offsets, ids = zip(*word)
             yield offsets[0][0], list(ids)
+
+    def rules(self) -> Iterable[str]:
+        return self.vocabulary
 
 
 class Bert(nn.Module):
