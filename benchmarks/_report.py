@@ -25,6 +25,7 @@ from tiprctl.cores import cores
 console = Console(highlight=False)
 errors = Console(highlight=False, stderr=True)
 
+WIDEST = 200  # columns of characters
 CEILING_SIZE = 2048
 """Rows and columns of the matrices whose product is taken for the most that a machine can do."""
 
@@ -246,7 +247,9 @@ def publish(report: Report, machine: Machine, *, as_json: bool) -> None:
         table.add_column(column, justify="right" if position else "left")
     for row in report.rows:
         table.add_row(*row)
-    console.print(table)
+    # Not narrower than it needs, whatever it is printed on: figures that are wrapped cannot be compared.
+    needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    Console(highlight=False, width=max(console.width, needed)).print(table)
     for note in (*report.notes, *machine.lines()):
         console.print(note, markup=False, soft_wrap=True)
 
