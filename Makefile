@@ -25,3 +25,5 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ranking.py --quick
 	$(BIN)/python benchmarks/drawing.py --quick
+	$(BIN)/python benchmarks/train_step.py --quick
+	$(BIN)/python benchmarks/encode.py --quick

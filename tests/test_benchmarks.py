@@ -1,13 +1,20 @@
-"""The benchmarks judge their figures, and the short form of drawing runs."""
+"""The benchmarks judge their figures, their short forms run, and the plain step is the same step as ours."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
+
+from tiprctl.objectives.composition import Composition
+from tiprctl.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -51,3 +58,143 @@ def test_drawing_reports_its_rate():
     assert document["images_per_second"] == pytest.approx(4 / document["seconds"])
     assert document["ratio"] == pytest.approx(document["images_per_second"] / 300)
     assert done.returncode == (document["images_per_second"] < 300)
+    assert document["machine"]["ceiling"].keys() == {"fp32", "bf16"}
+
+
+def run(script, arguments, monkeypatch, capsys):
+    """The exit code of a benchmark and its JSON document; its ceiling is that of a small product."""
+    monkeypatch.setattr(importlib.import_module("_report"), "CEILING_SIZE", 64)
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--json"])
+    code = importlib.import_module(script).main()
+    return code, json.loads(capsys.readouterr().out)
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def plain_and_ours(recipe, *, attend_padding):
+    """Both models with the same random weights, and the batch that both are to take."""
+    plain_step = importlib.import_module("plain_step")
+    options = {"attend_padding": True} if attend_padding else {}
+    objectives = [
+        replace(each, options=each.options | options | {"depth": 2}) if each.name in ("mlm", "tir") else each
+        for each in RECIPES[recipe].objectives
+    ]
+    torch.manual_seed(0)
+    ours, batch = Composition(tiny.encoder(), objectives, identities=3).train(), tiny.batch()
+    # Captions of two lengths: there is padding within the batch too.
+    batch.token_ids[::2, 5:] = torch.tensor([99, 0, 0, 0])
+    return plain_step.PlainModel(ours), plain_step.plain_batch(batch, ours, generator()), ours, batch
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "clip", "irra", "sen"])
+@pytest.mark.parametrize("attend_padding", [False, True])
+def test_the_plain_step_is_ours_in_another_order(benchmarks, recipe, attend_padding):
+    plain, plain_batch, ours, batch = plain_and_ours(recipe, attend_padding=attend_padding)
+    expected = ours(batch, 0.0, generator())
+    losses = plain(plain_batch)
+    for config in ours.configs:
+        torch.testing.assert_close(losses[config.name].detach(), config.weight * expected.parts[config.name])
+    expected.total.backward()
+    sum(losses.values()).backward()
+    theirs = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    # What a softmax does not feel, such as a bias of its keys, has a gradient of rounding errors alone.
+    least = 1e-4 * max(gradient.norm() for gradient in theirs.values())
+    for name, parameter in ours.named_parameters():
+        assert (theirs[name] - parameter.grad).norm() <= 1e-4 * max(parameter.grad.norm(), least), name
+
+
+def test_plain_adam_descends_as_ours_does(benchmarks):
+    from plain_step import plain_adam
+
+    from tiprctl.optimisation import build_optimizer
+
+    config = RECIPES["sen"].optim
+    plain, _, ours, batch = plain_and_ours("sen", attend_padding=False)
+    ours(batch, 0.0, generator()).total.backward()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        theirs[name].grad = parameter.grad.clone()
+    for optimizer in (plain_adam(plain, ours, config), build_optimizer(ours.roles(), config)):
+        before = ours.objectives["id"].classifier.bias.detach().clone()
+        for _ in range(2):
+            optimizer.step()
+    assert not torch.equal(ours.objectives["id"].classifier.bias, before)
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(theirs[name].detach(), parameter.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_plain_step_refuses_what_it_cannot_train(benchmarks):
+    from plain_step import PlainModel
+
+    parts = Composition(tiny.encoder(head="parts"), tiny.objectives("mgf"), identities=3)
+    with pytest.raises(ValueError, match="itc, mlm, sdm, tir, triplet on the global head alone"):
+        PlainModel(parts)
+
+
+def test_a_step_is_measured_by_part_against_the_plain_one(benchmarks, monkeypatch, capsys):
+    arguments = ["--model", "tiny", "--batch", "2", "--rounds", "1", "--recipes", "sen", "--device", "cpu"]
+    code, document = run("train_step", [*arguments, "--quick"], monkeypatch, capsys)
+    plain, ours, bf16 = document["runs"]
+    assert (plain["name"], plain["ratio"]) == ("plain", None)
+    assert ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert [each["precision"] for each in document["runs"]] == ["fp32", "fp32", "bf16"]
+    assert sum(ours["parts"].values()) <= 1.05 * ours["seconds"]
+    assert min(ours["parts"].values()) > 0
+    # The plain step reads the captions twice, and their padding.
+    assert bf16["flops"] == ours["flops"] < plain["flops"]
+    assert code == 0
+
+
+def test_encoding_is_measured_against_the_plain_encoder(benchmarks, monkeypatch, capsys):
+    code, document = run("encode", ["--quick", "--device", "cpu"], monkeypatch, capsys)
+    names = [(each["kind"], each["name"], each["precision"]) for each in document["runs"]]
+    pairs = [(name, precision) for precision in ("fp32", "bf16") for name in ("plain", "tiprctl")]
+    assert names == [(kind, *pair) for kind in ("images", "captions") for pair in pairs]
+    plain, ours = document["runs"][:2]
+    assert ours["ratio"] == pytest.approx(ours["per_second"] / plain["per_second"])
+    assert code == 0
+
+
+def test_goals_of_a_step(benchmarks):
+    from train_step import Contestant, Outcome, shortfalls
+
+    def outcomes(precision, ratio):
+        return [Outcome(Contestant("tiprctl", None, precision, 1.0), 1.0, {}, ratio)]
+
+    assert shortfalls("sen", outcomes("fp32", 1.25), "cpu") == []
+    sentence = "sen: a step in bf16 is 1.99 times as fast as the plain one, not 2.0"
+    assert shortfalls("sen", outcomes("bf16", 1.99), "cpu") == [sentence]
+    assert shortfalls("sen", outcomes("fp32", 1.0), "cuda") == []
+    assert shortfalls("cfine", outcomes("fp32", None), "cpu") == []
+
+
+def test_what_the_forward_pass_takes_beside_the_towers_is_the_objectives(benchmarks):
+    from train_step import PARTS, split
+
+    parts = split({"image": 3.0, "text": 1.0, "forward": 6.0, "backward": 9.0, "optimiser": 0.5, "step": 16.0})
+    assert tuple(parts) == (*PARTS[:3], "objectives", *PARTS[4:])
+    assert (parts["masked image"], parts["objectives"], parts["backward"]) == (0.0, 2.0, 9.0)
+
+
+def test_names_are_chosen_among_those_that_are_known(benchmarks):
+    from _step import chosen_names
+
+    assert chosen_names("sen, irra", ("irra", "sen")) == ("sen", "irra")
+    with pytest.raises(ValueError, match="tir: not among irra, sen"):
+        chosen_names("irra,tir", ("irra", "sen"))
+
+
+def test_a_report_tells_the_machine_and_its_ceiling(benchmarks, capsys):
+    from _report import Machine, Report, publish, share_of_ceiling
+
+    machine = Machine("Abacus", 4, 2, None, "3.11", {"torch": "2.15"}, {"fp32": 50.0, "bf16": 1234.5})
+    report = Report("Work", ("", "seconds"), [("ours", "1.25")], {"seconds": 1.25}, ["A note."])
+    publish(report, machine, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["title"], document["seconds"]) == ("Work", 1.25)
+    assert document["machine"]["ceiling"] == {"fp32": 50.0, "bf16": 1234.5}
+    assert "Abacus, 2 threads on 4 cores; Python 3.11, torch 2.15" in machine.lines()
+    assert machine.lines()[1].endswith("fp32 50, bf16 1,234")
+    assert share_of_ceiling(2.0, 50e9, machine.ceiling["fp32"]) == 0.5
