@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Made = TypeVar("Made")
 
 
 def processes() -> int:
@@ -19,6 +23,33 @@ def processes() -> int:
 def process() -> int:
     """The number of this process, from 0; 0 without a process group."""
     return dist.get_rank() if processes() > 1 else 0
+
+
+def anyone(says: bool) -> bool:
+    """Whether any process says so; all get the same answer, after all have asked."""
+    if processes() == 1:
+        return says
+    count = torch.tensor(int(says))
+    dist.all_reduce(count)
+    return bool(count)
+
+
+def first_makes(make: Callable[[], Made]) -> Made:
+    """What the first process makes, told to all the others; they must be able to unpickle it."""
+    made = [make() if process() == 0 else None]
+    if processes() > 1:
+        dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
+    return made[0]
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """The first process is through the block before the others begin it, so that they find what it wrote."""
+    if process() > 0:
+        anyone(False)
+    yield
+    if process() == 0:
+        anyone(False)
 
 
 def gather(value: Any, sizes: Sequence[int]) -> Any:
@@ -35,13 +66,45 @@ def gather(value: Any, sizes: Sequence[int]) -> Any:
     return value
 
 
-def total(number: Tensor) -> Tensor:
-    """The sum of a number over all processes, without gradient."""
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor, of equal shape everywhere, over all processes; gradients go back."""
+    return value if processes() == 1 else _Total.apply(value)
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean of a tensor, of equal shape everywhere, over all processes."""
+    return value if processes() == 1 else total(value) / processes()
+
+
+def averaging(module: nn.Module) -> nn.Module:
+    """The module, or around it one whose backward pass leaves every process the mean of all processes' gradients.
+
+    They are averaged while the pass goes on. What no process used in the pass keeps no gradient, so that the optimiser
+    leaves it alone. All processes begin with the first one's weights. The tensors with gradients are looked for in what
+    `forward` returns: also in a dataclass.
+    """
     if processes() == 1:
-        return number
-    number = number.detach().clone()
-    dist.all_reduce(number)
-    return number
+        return module
+    return DistributedDataParallel(
+        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )
+
+
+def unaveraged(module: nn.Module, *, when: bool) -> AbstractContextManager:
+    """Within the block a module of `averaging` keeps to its own gradients; what follows averages them with its own."""
+    return module.no_sync() if when and isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+class _Total(torch.autograd.Function):
+    """Adds up tensors; the gradient of each is the sum of what all processes have for the total."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
 
 
 class _Rows(torch.autograd.Function):
@@ -54,9 +117,13 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.split(ctx.sizes)[process()], None
+        return _summed(gradient).split(ctx.sizes)[process()], None
+
+
+def _summed(value: Tensor) -> Tensor:
+    value = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(value)
+    return value
 
 
 def _gathered(rows: Tensor, sizes: Sequence[int]) -> Tensor:
