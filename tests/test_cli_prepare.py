@@ -10,9 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tiprctl.cli.app import app
+from tiprctl.data.image_cache import find_image_cache
 from tiprctl.data.manifest import find_manifest, read_manifest
 from tiprctl.data.synth_pedes import Drawing, oracle
 from tiprctl.data.synth_pedes import drawing as drawing_module
+from tiprctl.recipes import RECIPES
+
+SYNTH_SIZE = RECIPES["synth"].model.image_size
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +117,52 @@ def test_check_writes_nothing(cuhk_root):
     assert len(read_manifest(cuhk_root).captions) == 31
 
 
+def test_images_are_cached_at_the_size_of_the_recipe(cuhk_root):
+    result = run("cuhk-pedes", "--root", cuhk_root, "--cache-images", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    file = cuhk_root / "pixels-384x128.cache"
+    assert file.stat().st_size > 16 * 3 * 384 * 128
+    assert f"The images are decoded in {file}: 2 MB." in result.stderr
+    before = file.stat().st_mtime_ns
+    again = run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "384x128", "--json")
+    assert json.loads(again.stdout)["image_cache"] == str(file)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_images_are_cached_at_another_size(cuhk_root):
+    result = run("cuhk-pedes", "--root", cuhk_root, "--cache-images", "--cache-size", "16x8")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in cuhk_root.glob("pixels*")] == ["pixels-16x8.cache"]
+    assert json.loads(run("cuhk-pedes", "--root", cuhk_root, "--json").stdout)["image_cache"] is None
+
+
+def test_images_that_are_left_out_are_not_cached(cuhk_root):
+    (cuhk_root / "imgs/cam_a/001_0.jpg").write_bytes(b"")
+    assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8").exit_code == 3
+    assert list(cuhk_root.glob("pixels*")) == []
+    assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8", "--allow-missing").exit_code == 0
+    split = read_manifest(cuhk_root).split("train")
+    assert find_image_cache(split, (16, 8))[0].pixels.shape[0] == 15
+
+
+@pytest.mark.parametrize("drawn", [["--ids", 4], ["--hard"]])
+def test_the_images_of_any_synth_pedes_are_cached_as_they_stand(tmp_path, drawings, drawn):
+    root = tmp_path / "new"
+    run("synth-pedes", "--root", root, *drawn)
+    result = run("synth-pedes", "--root", root, "--cache-size", "16x8")
+    assert result.exit_code == 0, result.output
+    assert len(drawings) == 1
+    assert (root / "pixels-16x8.cache").is_file()
+    assert run("synth-pedes", "--root", root, "--cache-size", "16x8", "--ids", 5).exit_code == 3
+
+
+def test_synth_pedes_is_drawn_before_its_images_are_cached(tmp_path, drawings):
+    result = run("synth-pedes", "--root", tmp_path / "new", "--cache-images")
+    assert result.exit_code == 0, result.output
+    height, width = SYNTH_SIZE
+    assert (tmp_path / "new" / f"pixels-{height}x{width}.cache").is_file()
+
+
 def test_check_takes_sizes_unlike_the_published_for_no_fault(cuhk_root):
     result = run("cuhk-pedes", "--root", cuhk_root, "--check")
     assert result.exit_code == 0
@@ -154,6 +204,10 @@ def test_folder_of_ones_own(cuhk_root, tmp_path):
         (["cuhk-pedes", "--report"], 2, "--report belongs to synth-pedes"),
         (["synth-pedes", "--check", "--ids", "5"], 2, "--ids is for drawing; --check takes synth-pedes as it stands"),
         (["synth-pedes", "--check", "--force"], 2, "--force is for drawing"),
+        (["cuhk-pedes", "--check", "--cache-images"], 2, "--check writes nothing"),
+        (["cuhk-pedes", "--check", "--cache-size", "16x8"], 2, "--check writes nothing"),
+        (["cuhk-pedes", "--cache-size", "384"], 2, "not '384'"),
+        (["cuhk-pedes", "--cache-size", "0x128"], 2, "Write them as in 384x128."),
         (["synth-pedes", "--test-ids", "0", "--report"], 2, "--report measures the test split"),
         (["folder", "--captions", "none.csv"], 3, "There is no such annotation file"),
     ],

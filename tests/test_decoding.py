@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -54,6 +56,45 @@ def test_a_damaged_image_is_named_by_its_own_error(paths, nothing_fits, workers)
     assert caught.value.what == "The image file is empty (0 bytes)"
     assert caught.value.where == str(paths[3])
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_batches_can_be_left_and_asked_for_again(paths, kept, monkeypatch):
+    monkeypatch.setattr(decoding, "MEMORY_BYTES", 1 << 20 if kept else 0)
+    images = DecodedImages(paths, (16, 8), workers=1)
+    images.keep_if_small()
+    left = iter(images.batches([np.array([number]) for number in range(5)]))
+    assert next(left)[0, 0, 0, 0] == 0
+    for order in ([4, 2, 0], [1, 1, 3]):
+        reds = torch.cat(list(images.batches([np.array(order[:2]), np.array(order[2:])])))[:, 0, 0, 0]
+        assert reds.tolist() == [40 * number for number in order]
+
+
+def test_workers_stay_for_the_next_time(paths, nothing_fits):
+    images = DecodedImages(paths, (16, 8), workers=1)
+    rounds = []
+    for _ in range(2):
+        batches(images)
+        rounds.append([process.pid for process in multiprocessing.active_children()])
+    assert rounds[0] == rounds[1]
+    assert len(rounds[0]) >= 1
+
+
+def test_a_damaged_image_does_not_end_the_workers(paths, nothing_fits):
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(b"")
+    images = DecodedImages(paths, (16, 8), workers=1)
+    with pytest.raises(ImageError):
+        batches(images)
+    paths[1].write_bytes(content)
+    assert len(torch.cat(batches(images))) == 5
+
+
+def test_memory_is_read_ahead_in_order(paths):
+    images = DecodedImages(paths, (16, 8), workers=1)
+    images.keep_if_small()
+    orders = [np.array([number % 5]) for number in range(20)]
+    assert [int(batch[0, 0, 0, 0]) for batch in images.batches(orders)] == [40 * (number % 5) for number in range(20)]
 
 
 def test_cores_are_those_the_process_may_use(monkeypatch):

@@ -80,7 +80,7 @@ class EvaluationData:
 
     def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int | None = None):
         self.split = split
-        self.images = DecodedImages(split.image_paths, image_size, workers=workers)
+        self.images = DecodedImages.of(split, image_size, workers=workers)
         self._token_ids: dict[Tokenizer, Tensor] = {}
 
     @property

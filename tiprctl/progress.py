@@ -57,8 +57,8 @@ class TrainingResult:
 class Listener:
     """What a training tells while it runs; the defaults listen to nothing."""
 
-    def on_warning(self, text: str, *, objective: str) -> None:
-        """Something about an objective that the user should know of though the training goes on."""
+    def on_warning(self, text: str, *, objective: str | None = None) -> None:
+        """Something that the user should know of though the training goes on; the `objective` that it is about."""
 
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
         """`steps` in all, of which `done` were taken by an earlier process; `epochs` counts a last, cut one too."""

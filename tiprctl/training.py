@@ -118,6 +118,8 @@ class Trainer:
         if not (self.folder / LAST).is_file():
             write_json(self.folder / RUN, self._description())
         self.batches.images.keep_if_small()
+        if self.batches.images.remark:
+            self.listener.on_warning(self.batches.images.remark)
         judge = self._judge()
         self.listener.on_start(
             config=self.config, folder=self.folder, epochs=self.epochs, steps=self.steps, done=self._steps_done()

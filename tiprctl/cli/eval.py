@@ -135,6 +135,8 @@ def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], Evaluatio
         key = (manifest.fingerprint, split.name, embedder.image_size)
         if key not in prepared:
             prepared[key] = EvaluationData(split, embedder.image_size, workers=asked.workers)
+            if remark := prepared[key].images.remark:
+                render.warning(remark)
         data = prepared[key]
         with render.progress(f"Encoding {manifest.title}", data.items, "items") as advance:
             features = data.encode(embedder, advance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +45,17 @@ def prepare(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out images that are missing or damaged; keep the rest.")
     ] = False,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache-images",
+            help="Also keep all images decoded, at the size that the recipe reads, for training and evaluation.",
+        ),
+    ] = False,
+    cache_size: Annotated[
+        str | None,
+        typer.Option("--cache-size", metavar="HxW", help="The same at another size.", show_default="the recipe's"),
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
     ids: Annotated[
@@ -71,6 +84,7 @@ def prepare(
     tiprctl prepare synth-pedes --hard --report   draw look-alikes beside it
     tiprctl prepare cuhk-pedes --root data/CUHK   check it, write its manifest
     tiprctl prepare rstpreid --check              check it, write nothing
+    tiprctl prepare cuhk-pedes --cache-images     keep its images decoded as well
     tiprctl prepare folder --root crops/ --captions crops.csv
 
     The table of `folder` is CSV or JSON lines with columns path, caption and, if you like, pid and split.
@@ -79,8 +93,15 @@ def prepare(
     colour or thing alone; captions tell nearly all that is seen, in about 45 words
     instead of 30, and one in seven names a wrong colour instead of one in 25. Its
     folder is its name: `tiprctl train synth-pedes-hard`.
+
+    Decoded images lie in one file beside the manifest. Training and evaluation read
+    it by themselves while it fits the model and the images; stopped, it goes on
+    where it was when asked for again.
     """
     dataset = data_set(name)
+    size = _cache_size(cache, cache_size, dataset)
+    if check and size:
+        raise UsageError("--check writes nothing, and a cache of images is written", remedy="Leave out one of them.")
     given = {"ids": ids, "val_ids": val_ids, "test_ids": test_ids, "seed": seed}
     threads = cores() if workers is None else max(1, workers)
     if report and test_ids == 0:
@@ -88,9 +109,11 @@ def prepare(
     if dataset is SYNTH_PEDES:
         if check:
             _refuse({**given, "force": force or None}, "is for drawing; --check takes synth-pedes as it stands")
-        drawing = Drawing(**{key: value for key, value in given.items() if value is not None}, hard=hard)
+        asked = {key: value for key, value in given.items() if value is not None}
+        drawing = Drawing(**asked, hard=hard)
         dataset = drawing.dataset
-        root = _draw(root, drawing, workers=threads, force=force, check=check)
+        keep = size is not None and not (asked or hard or force)
+        root = _draw(root, drawing, workers=threads, force=force, check=check, keep=keep)
     else:
         reason = f"belongs to synth-pedes; {dataset.name} is read as it lies on disk"
         _refuse({**given, "force": force or None, "hard": hard or None, "report": report or None}, reason)
@@ -99,21 +122,39 @@ def prepare(
     found = _check(folder, records, threads)
     failure = _failure(found, folder, len(records), check=check, allow_missing=allow_missing)
     manifest = None if check or failure else _write(dataset, folder, records, found)
+    images = _cache_images(manifest, size, threads) if manifest and size else None
     difficulty = _difficulty(folder) if report else None
     if as_json:
-        render.result_json(_document(dataset, folder, found, manifest, difficulty))
+        render.result_json(_document(dataset, folder, found, manifest, difficulty, images))
     else:
         _print(dataset, found, manifest, difficulty)
     if failure:
         raise failure
 
 
-def _draw(root: Path | None, drawing: Drawing, *, workers: int, force: bool, check: bool) -> Path:
-    """Draw synth-pedes where it does not stand yet, unless only a check was asked for."""
+def _cache_size(cache: bool, given: str | None, dataset: DataSet) -> tuple[int, int] | None:
+    """The height and width of the images to keep decoded, if any."""
+    from tiprctl.recipes import find_recipe
+
+    if given is None:
+        return find_recipe(None, dataset.name).model.image_size if cache else None
+    if not (size := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", given)):
+        raise UsageError(
+            f"--cache-size takes height and width in pixels, not {given!r}", remedy="Write them as in 384x128."
+        )
+    return int(size[1]), int(size[2])
+
+
+def _draw(root: Path | None, drawing: Drawing, *, workers: int, force: bool, check: bool, keep: bool) -> Path:
+    """Draw synth-pedes where it does not stand yet, unless only a check was asked for.
+
+    With `keep`, one that was prepared with other arguments is as good.
+    """
+    from tiprctl.data.manifest import FILE_NAME
     from tiprctl.data.synth_pedes.drawing import draw, drawing_folder
 
     folder = drawing_folder(root, drawing.dataset)
-    if check:
+    if check or (keep and (folder / FILE_NAME).is_file()):
         return folder
     with render.progress("drawing", drawing.images, "images") as advance:
         drawn = draw(folder, drawing, force=force, workers=workers, on_image=advance)
@@ -164,6 +205,17 @@ def _write(dataset: DataSet, folder: Path, records: list[Record], found: Report)
     return manifest
 
 
+def _cache_images(manifest: Manifest, size: tuple[int, int], workers: int) -> Path:
+    from tiprctl.data.image_cache import cache_images
+
+    def progress(total: int, done: int) -> AbstractContextManager[Any]:
+        return render.progress("caching", total, "images", done, told=True)
+
+    file = cache_images(manifest, size, workers=workers, progress=progress)
+    render.note(f"The images are decoded in {file}: {file.stat().st_size / 1e6:,.0f} MB.")
+    return file
+
+
 def _difficulty(folder: Path) -> dict[str, Any]:
     from tiprctl.data.synth_pedes import oracle
 
@@ -171,7 +223,12 @@ def _difficulty(folder: Path) -> dict[str, Any]:
 
 
 def _document(
-    dataset: DataSet, folder: Path, found: Report, manifest: Manifest | None, difficulty: dict[str, Any] | None
+    dataset: DataSet,
+    folder: Path,
+    found: Report,
+    manifest: Manifest | None,
+    difficulty: dict[str, Any] | None,
+    images: Path | None,
 ) -> dict[str, Any]:
     from tiprctl.data.manifest import FILE_NAME
 
@@ -180,6 +237,7 @@ def _document(
         "root": str(folder),
         "manifest": None if manifest is None else str(folder / FILE_NAME),
         "fingerprint": None if manifest is None else manifest.fingerprint,
+        "image_cache": None if images is None else str(images),
         "splits": {split: asdict(size) for split, size in found.sizes.items()},
         "published": {split: asdict(size) for split, size in dataset.published.items()},
         "findings": [{**asdict(finding), "fault": finding.fault.value} for finding in found.findings],

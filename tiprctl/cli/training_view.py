@@ -30,7 +30,7 @@ class TrainingView(Listener):
     def __exit__(self, *problem: object) -> None:
         self.stack.close()
 
-    def on_warning(self, text: str, *, objective: str) -> None:
+    def on_warning(self, text: str, *, objective: str | None = None) -> None:
         render.warning(text)
 
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
@@ -70,7 +70,7 @@ class ContenderView(TrainingView):
     def __init__(self, new: Collection[str]):
         self.new = new
 
-    def on_warning(self, text: str, *, objective: str) -> None:
+    def on_warning(self, text: str, *, objective: str | None = None) -> None:
         if objective not in self.new:
             super().on_warning(text, objective=objective)
 

@@ -52,7 +52,7 @@ class TrainingBatches:
     def __init__(self, manifest: Manifest, config: TrainConfig, tokenizer: Tokenizer, *, workers: int | None = None):
         split = manifest.split("train")
         self.config = config
-        self.images = DecodedImages(split.image_paths, config.model.image_size, workers=workers)
+        self.images = DecodedImages.of(split, config.model.image_size, workers=workers)
         self.caption_images = split.caption_images
         self.pids = _labels(split.caption_pids)
         self.captions = TrainingCaptions(manifest, config.captions, tokenizer)

@@ -1,10 +1,11 @@
-"""Images decoded for the towers: resized, uint8, in memory where they fit."""
+"""Images decoded for the towers: resized, uint8, from a data set's image cache or in memory where they fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tiprctl.cores import cores
+from tiprctl.data.image_cache import ImageCache, find_image_cache
+from tiprctl.data.manifest import Split
 from tiprctl.errors import ImageError
 from tiprctl.images import load_pixels
 from tiprctl.interrupt import ignore_interrupt
@@ -22,30 +25,54 @@ MEMORY_BYTES = 1 << 30
 
 MOST_WORKERS = 8
 
+AHEAD = 2
+"""Batches that are read from memory or the cache while others are at work."""
+
 
 class DecodedImages:
-    """Images resized to `size` (height, width), uint8 `(3, H, W)`: from memory once kept, else decoded on access.
+    """Images resized to `size` (height, width), uint8 `(3, H, W)`: from `cache`, from memory once kept, else decoded.
 
     Args:
-        workers: processes that decode ahead where the images are not kept; None takes the cores, up to 8.
+        workers: processes that decode ahead where the images are neither cached nor kept; None takes the cores, up
+            to 8.
+        cache: where the images are decoded already.
+        remark: why an image cache is not used though there is one; to be told to the user.
     """
 
-    def __init__(self, paths: list[Path], size: tuple[int, int], *, workers: int | None = None):
+    def __init__(
+        self,
+        paths: list[Path],
+        size: tuple[int, int],
+        *,
+        workers: int | None = None,
+        cache: ImageCache | None = None,
+        remark: str | None = None,
+    ):
         self.paths = paths
         self.size = size
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
+        self.cache = cache
+        self.remark = remark
         self.kept: Tensor | None = None
+        self._asked: list[np.ndarray] = []
+
+    @classmethod
+    def of(cls, split: Split, size: tuple[int, int], *, workers: int | None = None) -> DecodedImages:
+        """The images of a split, from its data set's image cache where there is one that fits."""
+        cache, remark = find_image_cache(split, size)
+        return cls(split.image_paths, size, workers=workers, cache=cache, remark=remark)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def keep_if_small(self) -> None:
-        """Decode all images into memory, once, where they fit in `MEMORY_BYTES`.
+        """Decode all images into memory, once, where they are not cached and fit in `MEMORY_BYTES`.
 
         Raises:
             ImageError: one of them cannot be read.
         """
-        if self.kept is not None or len(self) * 3 * self.size[0] * self.size[1] > MEMORY_BYTES:
+        large = len(self) * 3 * self.size[0] * self.size[1] > MEMORY_BYTES
+        if self.cache is not None or self.kept is not None or large:
             return
         # Pillow decodes outside Python's lock, so threads are enough and cost no start-up.
         kept = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
@@ -59,22 +86,48 @@ class DecodedImages:
         return self.batches(np.array_split(np.arange(len(self)), range(batch_size, len(self), batch_size)))
 
     def batches(self, indices: Sequence[np.ndarray]) -> Iterable[Tensor]:
-        """The images of each index array as `(B, 3, H, W)`.
+        """The images of each index array as `(B, 3, H, W)`, read ahead; one iteration at a time.
 
         Raises:
             ImageError: one of them cannot be read; while iterating.
         """
+        if self.cache is not None:
+            return _read_ahead(self.cache.read, indices)
         if self.kept is not None:
-            return (self.kept[batch] for batch in indices)
-        loader = DataLoader(
+            return _read_ahead(self.kept.__getitem__, indices)
+        self._asked[:] = indices
+        return map(_raise_error, self._loader)
+
+    @cached_property
+    def _loader(self) -> DataLoader:
+        """What decodes the batches in `_asked`; its processes stay for the next time."""
+        return DataLoader(
             self.paths,
-            batch_sampler=indices,
+            batch_sampler=self._asked,
             num_workers=self.workers,
+            persistent_workers=self.workers > 0,
             collate_fn=partial(_batch_or_error, size=self.size),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_interrupt,
         )
-        return map(_raise_error, loader)
+
+
+def _read_ahead(read: Callable[[np.ndarray], Tensor], indices: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    """What `read` gives of each index array; the next ones are read in a thread while the last one is at work."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[Tensor]] = deque()
+        for batch in indices:
+            waiting.append(thread.submit(_read_pinned, read, batch))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read_pinned(read: Callable[[np.ndarray], Tensor], batch: np.ndarray) -> Tensor:
+    """Where there is a GPU, in memory that it can copy from while it computes."""
+    images = read(batch)
+    return images.pin_memory() if torch.cuda.is_available() else images
 
 
 def _decoded(path: Path, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,314 @@
+"""The cache of decoded images: the same as from the files, taken up where it stopped, not used where it does not fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from tiprctl.data import decoding, image_cache
+from tiprctl.data.decoding import DecodedImages
+from tiprctl.data.image_cache import cache_file, cache_images, find_image_cache
+from tiprctl.errors import ImageError, InputError
+from tiprctl.evaluation import EvaluationData
+from tiprctl.images import load_pixels
+from tiprctl.progress import Listener
+from tiprctl.training import Trainer
+
+SIZE = (16, 8)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of the images that are decoded into a cache from now on."""
+    names: list[str] = []
+
+    def counted(path, size):
+        names.append(path.name)
+        return load_pixels(path, size)
+
+    monkeypatch.setattr(image_cache, "load_pixels", counted)
+    return names
+
+
+@pytest.fixture
+def file(cuhk_manifest):
+    return cache_images(cuhk_manifest, SIZE, workers=2)
+
+
+def expected(split) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(load_pixels(path, SIZE)).permute(2, 0, 1) for path in split.image_paths])
+
+
+@contextmanager
+def progress_into(told: list, total: int, done: int):
+    told.append((total, done))
+    yield told.append
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_images_are_those_of_the_files(cuhk_manifest, file, monkeypatch, name):
+    assert file == cuhk_manifest.root / "pixels-16x8.cache"
+    split = cuhk_manifest.split(name)
+    images = DecodedImages.of(split, SIZE, workers=0)
+    monkeypatch.setattr(decoding, "load_pixels", None)
+    images.keep_if_small()
+    assert images.kept is None
+    assert images.remark is None
+    batches = list(images.in_order(3))
+    assert torch.equal(torch.cat(batches), expected(split))
+    batches[0][0] = 1  # memory of its own, which may be written
+    assert torch.equal(torch.cat(list(images.in_order(5))), expected(split))
+
+
+def test_the_file_is_mapped_and_not_read(cuhk_manifest, file):
+    cache, _ = find_image_cache(cuhk_manifest.split("train"), SIZE)
+    assert isinstance(cache.pixels, np.memmap)
+    assert cache.pixels.shape == (16, 3, *SIZE)
+    assert not cache.pixels.flags.writeable
+
+
+def test_no_cache_no_remark(cuhk_manifest):
+    assert find_image_cache(cuhk_manifest.split("train"), SIZE) == (None, None)
+
+
+def test_what_stands_is_not_made_again(cuhk_manifest, file, decoded):
+    told: list = []
+    cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert decoded == told == []
+
+
+def test_progress_counts_the_images(cuhk_manifest):
+    told: list = []
+    cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert told == [(16, 0), *[1] * 16]
+
+
+def test_the_folder_may_move_and_the_manifest_change(cuhk_manifest, file, tmp_path):
+    moved = shutil.move(cuhk_manifest.root, tmp_path / "elsewhere")
+    manifest = replace(cuhk_manifest, root=moved, captions=cuhk_manifest.captions[::-3].reset_index(drop=True))
+    split = manifest.split("train")
+    images = DecodedImages.of(split, SIZE)
+    assert images.cache is not None
+    assert torch.equal(next(iter(images.in_order(20))), expected(split))
+
+
+def test_an_image_with_two_identities_is_kept_once(cuhk_manifest):
+    rows = cuhk_manifest.captions.copy()
+    rows.loc[0, "pid"] = 99
+    manifest = replace(cuhk_manifest, captions=rows)
+    assert len(manifest.split("train").image_paths) == 9
+    cache_images(manifest, SIZE)
+    images = DecodedImages.of(manifest.split("train"), SIZE)
+    assert images.cache.pixels.shape[0] == 16
+    assert torch.equal(next(iter(images.in_order(20))), expected(manifest.split("train")))
+
+
+def test_another_size_is_told_with_the_command(cuhk_manifest, file):
+    cache, remark = find_image_cache(cuhk_manifest.split("train"), (32, 16))
+    assert cache is None
+    root = cuhk_manifest.root
+    assert remark == (
+        f"The image cache in {root} is of 16x8 pixels: images are decoded from their files, which takes longer. "
+        f"Make it anew with `tiprctl prepare cuhk-pedes --root {root} --cache-size 32x16`"
+    )
+
+
+def change(path):
+    pixels = np.asarray(Image.open(path)) // 2
+    Image.fromarray(pixels).save(path)
+
+
+def test_changed_images_are_told_and_decoded_from_the_files(cuhk_manifest, file, decoded):
+    split = cuhk_manifest.split("train")
+    change(split.image_paths[3])
+    split.image_paths[5].unlink()
+    cache, remark = find_image_cache(split, SIZE)
+    assert cache is None
+    assert remark.startswith(f"2 of 8 images changed since the image cache {file} was made: ")
+    assert find_image_cache(cuhk_manifest.split("test"), SIZE)[1] is None
+    shutil.copy(split.image_paths[4], split.image_paths[5])
+    cache_images(cuhk_manifest, SIZE)
+    assert len(decoded) == 16
+    assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+
+
+@pytest.mark.parametrize("spoil", ["cut", "longer", "empty", "noise", "magic", "count", "shape", "folder"])
+def test_a_damaged_cache_is_told_and_made_anew(cuhk_manifest, file, spoil):
+    content = file.read_bytes()
+    match spoil:
+        case "cut":
+            file.write_bytes(content[:-1])
+        case "longer":
+            file.write_bytes(content + b"\0")
+        case "empty":
+            file.write_bytes(b"")
+        case "noise":
+            file.write_bytes(bytes(range(256)) * 40)
+        case "magic":
+            file.write_bytes(b"\x00" + content[1:])
+        case "count":
+            file.write_bytes(content.replace(b"(16,)", b"(9999999999999,)", 1))
+        case "shape":
+            file.write_bytes(content.replace(b"16, 3, 16, 8", b"16, 3, 8, 16"))
+        case "folder":
+            file.unlink()
+            file.mkdir()
+    split = cuhk_manifest.split("train")
+    cache, remark = find_image_cache(split, SIZE)
+    assert cache is None
+    assert remark.startswith(f"The image cache {file} is damaged: images are decoded from their files")
+    if spoil == "folder":
+        with pytest.raises(InputError, match="Cannot write the image cache"):
+            cache_images(cuhk_manifest, SIZE)
+        return
+    cache_images(cuhk_manifest, SIZE)
+    assert file.read_bytes() == content
+
+
+def test_ctrl_c_saves_what_is_done(cuhk_manifest, decoded, monkeypatch):
+    monkeypatch.setattr(image_cache, "_SAVE_EVERY", 4)
+    told: list = []
+
+    @contextmanager
+    def stopped_after_six(total, done):
+        def advance(count):
+            told.append(count)
+            if len(told) == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield advance
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_images(cuhk_manifest, SIZE, progress=stopped_after_six)
+    assert find_image_cache(cuhk_manifest.split("train"), SIZE) == (None, None)
+    decoded.clear()
+    told.clear()
+    file = cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert told[0] == (16, 8)
+    assert len(decoded) == 8
+    split = cuhk_manifest.split("test")
+    assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+    assert [path.name for path in file.parent.glob("pixels*")] == [file.name]
+
+
+def test_a_killed_run_is_taken_up_from_its_last_save(cuhk_manifest, decoded, monkeypatch):
+    """What a kill between two writes leaves: pixels without their stamps, and stamps of images changed since."""
+    monkeypatch.setattr(image_cache, "_SAVE_EVERY", 4)
+    file = cache_images(cuhk_manifest, SIZE)
+    whole = file.read_bytes()
+    unfinished = file.with_suffix(".partial")
+    start = 128  # a header of NumPy's, then eight bytes an image
+    unfinished.write_bytes(whole[: start + 8 * 8] + bytes(8 * 8) + whole[start + 16 * 8 :])
+    file.unlink()
+    changed = cuhk_manifest.root / cuhk_manifest.captions["path"].iloc[0]
+    change(changed)
+    decoded.clear()
+    cache_images(cuhk_manifest, SIZE, workers=2)
+    assert len(decoded) == 9
+    assert changed.name in decoded
+    split = cuhk_manifest.split("train")
+    assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+
+
+def test_an_unfinished_cache_of_another_manifest_counts_for_nothing(cuhk_manifest, file):
+    content = file.read_bytes()
+    few = replace(cuhk_manifest, captions=cuhk_manifest.captions[:6])
+    file.rename(file.with_suffix(".partial"))
+    cache_images(few, SIZE)
+    assert cache_file(few.root, SIZE).stat().st_size < len(content)
+    cache_images(cuhk_manifest, SIZE)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_unreadable_image_is_named_and_those_before_it_are_saved(cuhk_manifest, decoded, workers):
+    paths = cuhk_manifest.captions["path"].unique()
+    broken = cuhk_manifest.root / paths[9]
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        cache_images(cuhk_manifest, SIZE, workers=workers)
+    assert caught.value.where == str(broken)
+    assert caught.value.what == "The image file is empty (0 bytes)"
+    broken.write_bytes(content)
+    decoded.clear()
+    cache_images(cuhk_manifest, SIZE, workers=workers)
+    assert len(decoded) == 7
+
+
+def test_a_missing_image_is_named(cuhk_manifest):
+    lost = cuhk_manifest.root / cuhk_manifest.captions["path"].iloc[4]
+    lost.unlink()
+    with pytest.raises(ImageError, match="There is no such image file") as caught:
+        cache_images(cuhk_manifest, SIZE)
+    assert caught.value.where == str(lost)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(cuhk_manifest, decoded, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 16 * 3 * 16 * 8 - 1))
+    with pytest.raises(InputError) as caught:
+        cache_images(cuhk_manifest, SIZE)
+    assert "needs 0.0 GB, and the disk has 0.0 GB left" in caught.value.what
+    assert "--cache-size" in caught.value.remedy
+    assert decoded == []
+    assert list(cuhk_manifest.root.glob("pixels*")) == []
+
+
+def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(cuhk_manifest, decoded, monkeypatch):
+    original, calls = image_cache._write_at, []
+
+    def full_after_seven(handle, place, values):
+        calls.append(place)
+        if len(calls) == 7:
+            raise OSError(28, "No space left on device")
+        original(handle, place, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_write_at", full_after_seven)
+        with pytest.raises(InputError, match="No space left on device") as caught:
+            cache_images(cuhk_manifest, SIZE)
+    assert caught.value.where == str(cache_file(cuhk_manifest.root, SIZE).with_suffix(".partial"))
+    decoded.clear()
+    cache_images(cuhk_manifest, SIZE)
+    assert len(decoded) == 10
+
+
+class Warned(Listener):
+    def __init__(self):
+        self.texts = []
+
+    def on_warning(self, text, *, objective=None):
+        self.texts.append((text, objective))
+
+
+def train(manifest, folder, monkeypatch):
+    warned = Warned()
+    Trainer(tiny.recipe(epochs=1), manifest, folder, device=torch.device("cpu"), workers=0, listener=warned).run()
+    return warned.texts
+
+
+def test_training_and_evaluation_read_the_cache_and_tell_once_where_it_does_not_fit(
+    cuhk_manifest, file, tmp_path, monkeypatch
+):
+    def refuse(path, size):
+        raise AssertionError(f"{path} was decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "load_pixels", refuse)
+        assert train(cuhk_manifest, tmp_path / "cached", patch) == []
+        assert EvaluationData(cuhk_manifest.split("test"), SIZE).images.cache is not None
+    change(cuhk_manifest.split("train").image_paths[0])
+    change(cuhk_manifest.split("val").image_paths[0])
+    texts = train(cuhk_manifest, tmp_path / "stale", monkeypatch)
+    assert [objective for _, objective in texts] == [None]
+    assert texts[0][0].startswith("1 of 8 images changed")
+    assert EvaluationData(cuhk_manifest.split("val"), SIZE).images.remark.startswith("1 of 4 images changed")
