@@ -219,7 +219,7 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(home, monk
 
 
 def test_a_training_that_does_not_begin_leaves_no_folder(home):
-    run("train", "--device", "tpu9", exit_code=2)
+    run("train", *MINIATURE, "--batch-size", "400", exit_code=2)
     assert list((home / "runs").iterdir()) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,12 @@ import tiprctl
 from tiprctl.cli import render
 from tiprctl.cli.options import SHARED_SETTINGS, command
 from tiprctl.errors import TiprError, UsageError, unknown_name
+from tiprctl.job import place
 
 SETTINGS_FILE = Path("tiprctl.toml")
+
+JOBS = ("train", "eval")
+"""The commands that several processes carry out together."""
 
 
 class Program(TyperGroup):
@@ -33,19 +38,22 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except TiprError as error:
-            render.error(error)
+            render.last_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            render.note("Interrupted.")
+            render.last_word(partial(render.note, "Interrupted."))
             raise typer.Exit(130) from interrupt
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as fault:
-            if _is_usage(fault):
-                _name_origin(fault)
+            if not _is_usage(fault):
+                render.last_word(partial(render.fault, fault))
+                raise typer.Exit(1) from fault
+            _name_origin(fault)
+            if place().processes == 1:
                 raise
-            render.fault(fault)
-            raise typer.Exit(1) from fault
+            render.last_word(fault.show)
+            raise typer.Exit(fault.exit_code) from fault
 
 
 app = typer.Typer(
@@ -129,6 +137,8 @@ def _is_usage(fault: Exception) -> bool:
 
 def main() -> None:
     """Run the program; the console script's entry point."""
+    if place().process > 0:
+        render.mute()
     try:
         app()
     except KeyboardInterrupt:
@@ -153,7 +163,7 @@ def _register() -> None:
         "explain": explain.explain,
         "demo": demo.demo,
     }.items():
-        app.command(name)(command(function))
+        app.command(name)(command(function, alone=name not in JOBS))
 
 
 _register()

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from tiprctl.cli import render
+from tiprctl.errors import UsageError
+from tiprctl.job import place
 
 SHARED_SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TIPRCTL"}
 
@@ -46,12 +48,17 @@ Settings = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all randomness.")]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that every command has, `-v/--verbose` and `-q/--quiet`, to a command's function."""
+def command(function: Callable[..., None], *, alone: bool = True) -> Callable[..., None]:
+    """Add the options that every command has, `-v/--verbose` and `-q/--quiet`, to a command's function.
+
+    One that works `alone` refuses to be one of several processes that do the same.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, verbose: bool, quiet: bool, **kwargs: Any) -> None:
         render.set_verbosity(1 if verbose else -1 if quiet else 0)
+        if alone:
+            _refuse_company()
         function(*args, **kwargs)
 
     shared = {
@@ -70,3 +77,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     wrapper.__annotations__ = hints
     del wrapper.__wrapped__
     return wrapper
+
+
+def _refuse_company() -> None:
+    processes = place().processes
+    if processes > 1:
+        raise UsageError(
+            f"This command runs in one process, not in {processes}",
+            where="torchrun",
+            remedy="Run it without torchrun; tiprctl train and tiprctl eval run in several.",
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tiprctl.errors import TiprError
+from tiprctl.job import tell_once
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -26,6 +29,27 @@ def set_verbosity(level: int) -> None:
     """-1 quiet, 0 normal, 1 verbose."""
     global _verbosity
     _verbosity = level
+
+
+def mute() -> None:
+    """Print nothing more, but for the last word of a job: in one of several processes the first speaks for all."""
+    _err.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def last_word(say: Callable[[], object]) -> None:
+    """Say on stderr why the program ends, also when muted; in a job of several processes only the first one does."""
+
+    def aloud() -> None:
+        _err.quiet = False
+        say()
+
+    tell_once(aloud)
+
+
+def last_error(problem: TiprError) -> None:
+    """Tell an error as the last word."""
+    last_word(lambda: error(problem))
 
 
 def note(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -120,14 +120,21 @@ def train(
         )
 
     from tiprctl.cli.training_view import TrainingView
-    from tiprctl.precision import find_device
+    from tiprctl.joining import joined
     from tiprctl.training import Trainer
 
-    with TrainingView() as view, _made(folder, exclusive=resume is None and output is None) as folder:
-        trainer = Trainer(config, manifest, folder, device=find_device(device), workers=workers, listener=view)
+    with (
+        joined(device, render.last_error) as job,
+        TrainingView() as view,
+        _shared(folder, exclusive=resume is None and output is None) as folder,
+    ):
+        job.remedy = f"Go on from its last checkpoint with: tiprctl train --resume {folder}"
+        trainer = Trainer(config, manifest, folder, device=job.device, workers=workers, listener=view)
         render.note(f"{manifest.title}: recipe {config.recipe}, run {folder}")
         result = trainer.run()
-    _report(result)
+        _report(result)
+    if result.interrupted:
+        raise typer.Exit(130)
 
 
 def _refuse_settings(ctx: typer.Context) -> None:
@@ -140,6 +147,15 @@ def _refuse_settings(ctx: typer.Context) -> None:
             where=", ".join(sorted(set(typed) - technical)),
             remedy="Leave these out, or start a new run without --resume.",
         )
+
+
+@contextmanager
+def _shared(folder: Path, *, exclusive: bool) -> Iterator[Path]:
+    """The run's folder as `_made` makes it; of several processes the first one does, and tells the others its name."""
+    from tiprctl.distributed import first_makes, process
+
+    with _made(folder, exclusive=exclusive) if process() == 0 else nullcontext(folder) as mine:
+        yield first_makes(lambda: mine)
 
 
 @contextmanager
@@ -217,16 +233,16 @@ def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, 
 
 def _report(result: TrainingResult) -> None:
     """Say what came out, and what to do with it."""
+    from tiprctl.distributed import process
     from tiprctl.runs import mark_latest
 
     if result.epoch is None:
         render.note(f"Stopped and saved. Go on with: tiprctl train --resume {result.run}")
-        raise typer.Exit(130)
-    mark_latest(result.run)
+        return
+    if process() == 0:
+        mark_latest(result.run)
     chosen = "the last" if result.selected_on == "last" else f"the best on {result.selected_on}"
     render.note(
         f"Trained in {result.seconds:.0f} s; epoch {result.epoch} is {chosen}. Measure it: tiprctl eval {result.run}"
     )
     render.result_line(str(result.run))
-    if result.interrupted:
-        raise typer.Exit(130)

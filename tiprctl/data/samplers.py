@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tiprctl.config import SamplingConfig
@@ -29,6 +31,26 @@ def epoch_batches(
             return _identity_batches(pids, batch_size, config.per_identity, generator)
         case "pairs":
             return _pair_batches(pids, batch_size, generator)
+
+
+def check_shares(batch_size: int, config: SamplingConfig, processes: int) -> None:
+    """Check that every process gets a share of each batch, and all as much where batches are full.
+
+    Raises:
+        UsageError: they do not; says which batch sizes can be shared.
+    """
+    pairs = config.sampler == "pairs"
+    least = processes * (2 if pairs else 1)
+    if batch_size % processes == 0 and batch_size >= least:
+        return
+    step = math.lcm(processes, {"random": 1, "identity": config.per_identity, "pairs": 2}[config.sampler])
+    below = batch_size // step * step
+    nearest = [size for size in (below, below + step, below + 2 * step) if size >= least][:2]
+    raise UsageError(
+        f"A batch of {batch_size} cannot be shared among {processes} processes",
+        where="batch_size",
+        remedy=f"Choose {nearest[0]} or {nearest[1]}: it is the size of the whole batch.",
+    )
 
 
 def _random_batches(lengths: np.ndarray, batch_size: int, bucket: int, generator: np.random.Generator) -> Batches:
