@@ -29,6 +29,8 @@ from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
+from tiprctl.data.samplers import check_shares
+from tiprctl.distributed import anyone, first_goes_ahead, first_makes, process, processes
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
 from tiprctl.execution import Execution
@@ -67,7 +69,7 @@ CHECK_EVERY = 20
 
 
 class Trainer:
-    """One training run in a folder of its own.
+    """One training run in a folder of its own; of several processes in a job the first one tells and writes.
 
     Args:
         config: the resolved configuration.
@@ -88,14 +90,17 @@ class Trainer:
         listener: Listener | None = None,
         execution: Execution | None = None,
     ):
+        check_shares(config.batch_size, config.sampling, processes())
         self.config = config
         self.manifest = manifest
         self.folder = folder
         self.device = device
         self.workers = workers
-        self.listener = listener or Listener()
+        self.leads = process() == 0
+        self.listener = listener if listener and self.leads else Listener()
         self.execution = execution or Execution()
         self.selected_on = selection_split(config, manifest)
+        self.begun = first_makes((folder / LAST).is_file)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
         self.batches, self.composition = self._compose()
@@ -104,7 +109,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
         self.dtype = amp_dtype(config.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        if (folder / LAST).is_file():
+        if self.begun:
             self._restore()
 
     def run(self) -> TrainingResult:
@@ -114,8 +119,8 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         started = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / LAST).is_file():
+        if self.leads and not self.begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN, self._description())
         self.batches.images.keep_if_small()
         if self.batches.images.remark:
@@ -129,10 +134,10 @@ class Trainer:
             while self.progress.epoch < self.epochs:
                 self._train_epoch(stopped)
                 self._save(LAST, resumable=True)
-                if stopped:
+                if anyone(bool(stopped)):
                     return TrainingResult(self.folder, True, self.selected_on, time.perf_counter() - started)
                 self._measure(judge)
-        return self._finish(time.perf_counter() - started, interrupted=bool(stopped))
+        return self._finish(time.perf_counter() - started, interrupted=anyone(bool(stopped)))
 
     def _description(self) -> dict[str, Any]:
         manifest = self.manifest
@@ -149,11 +154,11 @@ class Trainer:
 
         Initial weights depend on the seed alone. A run goes on from its own.
         """
-        last = self.folder / LAST
-        with torch.random.fork_rng(devices=[]):
+        # What the first process downloads or tokenises, the others find.
+        with first_goes_ahead(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            if last.is_file():
-                start = Start(empty_encoder(read_header(last)))
+            if self.begun:
+                start = Start(empty_encoder(read_header(self.folder / LAST)))
             else:
                 start = build_start(self.config.model, torch.Generator().manual_seed(self.config.seed))
             batches = self._read_batches(start.encoder.tokenizer)
@@ -181,10 +186,10 @@ class Trainer:
             rate = self._set_learning_rate()
             losses = self._step(batch)
             self.progress.step += 1
-            yield Step(len(batch.pids), rate, losses.parts)
+            yield Step(batch.share.total, rate, losses.parts)
 
     def _train_epoch(self, stopped: StopFlag) -> None:
-        """Train what is left of the epoch, or until asked to stop."""
+        """Train what is left of the epoch, or until asked to stop: all processes after the same step."""
         started, pairs, rate = time.perf_counter(), 0, 0.0
         pending: list[dict[str, Tensor]] = []
         for step in self.take_steps():
@@ -193,7 +198,7 @@ class Trainer:
             self.listener.on_step(step.pairs)
             if len(pending) == CHECK_EVERY:
                 self._look(pending)
-            if stopped:
+            if anyone(bool(stopped)):
                 break
         self._look(pending)
         self._check_weights()
@@ -275,7 +280,8 @@ class Trainer:
             record = replace(record, best=True)
             self._save(BEST, resumable=False)
         self.records.append(record)
-        write_records(self.folder / METRICS, map(asdict, self.records))
+        if self.leads:
+            write_records(self.folder / METRICS, map(asdict, self.records))
         self.listener.on_epoch(record)
 
     @property
@@ -288,20 +294,23 @@ class Trainer:
 
     def _finish(self, seconds: float, *, interrupted: bool) -> TrainingResult:
         best = self.best
-        write_json(
-            self.folder / RESULT,
-            {
-                "epoch": best.epoch,
-                "selected_on": self.selected_on,
-                "seconds": round(seconds, 1),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "evaluation": asdict(best.evaluation) if best.evaluation else None,
-            },
-        )
+        if self.leads:
+            write_json(
+                self.folder / RESULT,
+                {
+                    "epoch": best.epoch,
+                    "selected_on": self.selected_on,
+                    "seconds": round(seconds, 1),
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "evaluation": asdict(best.evaluation) if best.evaluation else None,
+                },
+            )
         return TrainingResult(self.folder, interrupted, self.selected_on, seconds, best.epoch, best.evaluation)
 
     def _save(self, name: str, *, resumable: bool) -> None:
         """Write a checkpoint: encoder and objectives, and where it should be continued the optimiser as well."""
+        if not self.leads:
+            return
         weights = self.composition.state_dict()
         header = {
             **encoder_header(self.composition.encoder),
