@@ -15,10 +15,13 @@ from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.data.token_cache import TokenCache
+from tiprctl.distributed import first_goes_ahead, first_makes, gather, process, processes, total
+from tiprctl.meter import Meter, unseen
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
-from tiprctl.reranking import Reranking
+from tiprctl.reranking import Reranking, rerank
+from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer
 
 IMAGE_BATCH = 128
@@ -76,27 +79,45 @@ class SplitFeatures:
 
 
 class EvaluationData:
-    """A split made ready once and measured as often as wanted: captions tokenised, images in memory if they fit."""
+    """A split made ready once and measured as often as wanted: captions tokenised, images in memory if they fit.
+
+    Of several processes each encodes its share of the images and of the captions, and has the features of all.
+    """
 
     def __init__(self, split: Split, image_size: tuple[int, int], *, workers: int | None = None):
         self.split = split
         self.images = DecodedImages.of(split, image_size, workers=workers)
         self._token_ids: dict[Tokenizer, Tensor] = {}
+        self._own_images, self._own_captions = _own(len(self.images)), _own(len(split.captions))
+        self._mine = self._decoded(image_size, workers)
+
+    def _decoded(self, image_size: tuple[int, int], workers: int | None) -> DecodedImages:
+        """The images that this process encodes."""
+        own = self._own_images
+        if len(own) == own.total:
+            return self.images
+        paths = self.split.image_paths[own.start : own.stop]
+        return DecodedImages.of(replace(self.split, image_paths=paths), image_size, workers=workers)
 
     @property
     def items(self) -> int:
-        """Images and captions together: what `on_items` counts up to."""
-        return len(self.images) + len(self.split.captions)
+        """How many images and captions this process encodes: what `on_items` counts up to."""
+        return len(self._own_images) + len(self._own_captions)
 
     def encode(self, embedder: Embedder, on_items: OnItems = _ignore) -> SplitFeatures:
         """Encode the split; `on_items` is told how many more images or captions are done."""
-        self.images.keep_if_small()
+        self._mine.keep_if_small()
         image = []
-        for pixels in self.images.in_order(IMAGE_BATCH):
+        for pixels in self._mine.in_order(IMAGE_BATCH):
             image.append(embedder.image_features(pixels))
             on_items(len(pixels))
-        token_ids = self.token_ids(embedder.tokenizer)
-        return SplitFeatures(torch.cat(image), over_captions(embedder.text_features, token_ids, on_items))
+        with first_goes_ahead():
+            token_ids = self._own_captions.of(self.token_ids(embedder.tokenizer))
+        text = over_captions(embedder.text_features, token_ids, on_items)
+        with torch.inference_mode():
+            return SplitFeatures(
+                gather(torch.cat(image), _sizes(len(self.images))), gather(text, _sizes(len(self.split.captions)))
+            )
 
     def token_ids(self, tokenizer: Tokenizer) -> Tensor:
         """The captions as `tokenizer` cuts them, `(C, L)`, kept for the next time that it is asked for them."""
@@ -108,8 +129,38 @@ class EvaluationData:
 
 
 def evaluate(embedder: Embedder, data: EvaluationData, on_items: OnItems = _ignore) -> Evaluation:
-    """R@k, mAP and mINP of an encoder on a split, both ways."""
-    return score(data.encode(embedder, on_items), data.split)
+    """R@k, mAP and mINP of an encoder on a split, both ways; the same to the last bit in all processes."""
+    features = data.encode(embedder, on_items)
+    return first_makes(lambda: score(features, data.split))
+
+
+def rerank_shared(
+    embedder: Embedder, data: EvaluationData, features: SplitFeatures, first: int, *, progress: Meter = unseen
+) -> Reranking:
+    """The `first` images of each caption in their new order; of several processes each orders those of its captions.
+
+    Raises as `tiprctl.reranking.rerank`.
+    """
+    own, captions = _own(len(data.split.captions)), data.split.captions
+    best, _ = top_ranks(own.of(features.text), features.image, first)
+    mine = rerank(embedder, captions[own.start : own.stop], data.images, best, progress=progress)
+    sizes = _sizes(len(captions))
+    return replace(
+        mine,
+        indices=gather(mine.indices, sizes),
+        scores=gather(mine.scores, sizes),
+        images=int(total(torch.tensor(mine.images))),
+    )
+
+
+def _own(rows: int) -> Share:
+    """Which of so many images or captions are this process's."""
+    return Share.whole(rows).split(processes())[process()]
+
+
+def _sizes(rows: int) -> list[int]:
+    """How many of them each process has."""
+    return [len(share) for share in Share.whole(rows).split(processes())]
 
 
 def score(features: SplitFeatures, split: Split) -> Evaluation:

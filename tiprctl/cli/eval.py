@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,8 @@ from tiprctl.cli.sentences import note_reranking
 from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from tiprctl.data.manifest import Manifest, Split
     from tiprctl.evaluation import EvaluationData, Measurement, Reranked, SplitFeatures
     from tiprctl.models.embedder import Embedder, Origin
@@ -31,7 +34,7 @@ class Asked:
     split: str
     rerank: int | None
     workers: int | None
-    device: str | None
+    device: torch.device
     save_ranks: Path | None
 
 
@@ -75,7 +78,10 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    measured = list(_measured(models, Asked(data, root, split, rerank, workers, device, save_ranks)))
+    from tiprctl.joining import joined
+
+    with joined(device, render.last_error) as job:
+        measured = list(_measured(models, Asked(data, root, split, rerank, workers, job.device, save_ranks)))
 
     from tiprctl.evaluation import rows, summaries
 
@@ -124,11 +130,12 @@ def _data_sets(known: Preview, asked: Asked) -> list[Manifest]:
 
 def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], EvaluationData]) -> Iterator[Measurement]:
     """One measurement for each data set; `prepared` keeps the data for models of the same input size."""
+    from tiprctl.distributed import first_goes_ahead, first_makes, process
     from tiprctl.evaluation import EvaluationData, Measurement, score, top_hits
-    from tiprctl.precision import find_device
     from tiprctl.sources import load_embedder
 
-    embedder = load_embedder(task.model, device=find_device(asked.device))
+    with first_goes_ahead():
+        embedder = load_embedder(task.model, device=asked.device)
     render.note(f"Model: {embedder.description}")
     for manifest, split in task.data:
         _warn_of_other_data(task.model, embedder.origin, manifest)
@@ -141,20 +148,17 @@ def _measure(task: Task, asked: Asked, prepared: dict[tuple[Any, ...], Evaluatio
         with render.progress(f"Encoding {manifest.title}", data.items, "items") as advance:
             features = data.encode(embedder, advance)
         reranked = _rerank(embedder, data, features, asked.rerank) if asked.rerank else None
-        if asked.save_ranks is not None:
+        if asked.save_ranks is not None and process() == 0:
             _save_ranks(asked.save_ranks, top_hits(features, data.split, reranked and reranked.reranking))
         about = (task.model, embedder.origin, manifest.dataset, manifest.title, manifest.fingerprint)
-        yield Measurement(*about, score(features, data.split), reranked)
+        yield Measurement(*about, first_makes(partial(score, features, data.split)), reranked)
 
 
 def _rerank(embedder: Embedder, data: EvaluationData, features: SplitFeatures, first: int) -> Reranked:
     """The first images of each caption in their new order, and what is found so; what that cost is told."""
-    from tiprctl.evaluation import score_reranked
-    from tiprctl.metrics import top_ranks
-    from tiprctl.reranking import rerank
+    from tiprctl.evaluation import rerank_shared, score_reranked
 
-    best, _ = top_ranks(features.text, features.image, first)
-    reranking = rerank(embedder, data.split.captions, data.images, best, progress=render.progress)
+    reranking = rerank_shared(embedder, data, features, first, progress=render.progress)
     note_reranking(reranking, len(data.images))
     return score_reranked(features, data.split, reranking)
 
