@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
+import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -88,6 +91,21 @@ def test_a_damaged_image_does_not_end_the_workers(paths, nothing_fits):
         batches(images)
     paths[1].write_bytes(content)
     assert len(torch.cat(batches(images))) == 5
+
+
+def test_an_error_does_not_hold_the_images(paths, nothing_fits):
+    """Else their processes would end only with the next collection of garbage, and slowly."""
+    paths[1].write_bytes(b"")
+    images = DecodedImages(paths, (16, 8), workers=0)
+    held = weakref.ref(images)
+    gc.disable()
+    try:
+        with suppress(ImageError):
+            batches(images)
+        del images
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_memory_is_read_ahead_in_order(paths):

@@ -144,5 +144,9 @@ def _batch_or_error(paths: list[Path], size: tuple[int, int]) -> Tensor | ImageE
 
 def _raise_error(batch: Tensor | ImageError) -> Tensor:
     if isinstance(batch, ImageError):
-        raise batch
+        try:
+            raise batch
+        finally:
+            # An error that holds itself, by this frame, keeps the processes until they are killed as garbage: 5 s.
+            del batch
     return batch
