@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tiprctl.errors import TrainingError
+
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""The variable that lets cuBLAS keep the order of its sums; it is read when its first product is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +31,91 @@ class Execution:
     checkpoint_blocks: bool = False
     accumulate: int = 1
     deterministic: bool = False
+
+    def describe(self, device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
+        """What a run keeps of it: the levers, the device by name, the precision, and the number of threads."""
+        return {
+            **asdict(self),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "precision": str(dtype or torch.float32).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
+
+@contextmanager
+def repeatable(enabled: bool) -> Iterator[None]:
+    """Within the block torch takes only kernels that give the same bits each time, if `enabled`; then all is as before.
+
+    An operation that has no such kernel on the device fails, with a RuntimeError that names it.
+    """
+    if not enabled:
+        yield
+        return
+    cudnn, workspace = torch.backends.cudnn, os.environ.get(CUBLAS_WORKSPACE)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark
+    os.environ[CUBLAS_WORKSPACE] = workspace or ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            del os.environ[CUBLAS_WORKSPACE]
+
+
+@contextmanager
+def faults_told(execution: Execution, step: int, *, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block, which takes training step number `step` (from 1), what the machine refuses is explained.
+
+    Raises:
+        TrainingError: memory ran out; or an operation has no deterministic kernel, and such were asked for.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise TrainingError(
+                f"Out of memory at step {step}; {_peak(device)}", where=str(device), remedy=_savers(execution, dtype)
+            ) from error
+        if execution.deterministic and "deterministic implementation" in str(error):
+            raise TrainingError(
+                f"Step {step} cannot be repeatable: {str(error).splitlines()[0]}",
+                where=str(device),
+                remedy="Train without --deterministic, or with --device cpu.",
+            ) from error
+        raise
+
+
+def _savers(execution: Execution, dtype: torch.dtype | None) -> str:
+    """Which of the flags that save memory are left, as a remedy; the first two change no result."""
+    levers = [] if execution.checkpoint_blocks else ["--checkpoint-blocks"]
+    levers.append(f"--accumulate {2 * execution.accumulate}")
+    others = ["--batch-size", "--amp bf16"] if dtype is None else ["--batch-size"]
+    return f"Give {' or '.join(levers)}, also with --resume; or start anew with another {' or '.join(others)}."
+
+
+def _peak(device: torch.device) -> str:
+    peak = peak_memory(device)
+    return "the peak is not known here" if peak is None else f"the peak so far was {peak / 1e9:.1f} GB"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator of torch gave up: CUDA's, or the CPU's, which has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory so far in bytes: of tensors on a CUDA device, else of the whole process; None: not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

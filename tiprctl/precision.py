@@ -30,16 +30,24 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
+def amp_dtype(mode: str, device: torch.device, *, training: bool = False) -> torch.dtype | None:
     """The autocast type of a mode (`auto`, `bf16`, `fp16`, `off`) on a device, None for plain float32.
 
-    `auto` is bfloat16 on a CUDA device that computes it natively, else float16; float32 on the CPU.
+    `auto` on CUDA is bfloat16 where the device computes it natively, else float16. On the CPU it is bfloat16 for
+    `training` on a processor that computes it natively, else float32: elsewhere it is emulated, and slow. What is
+    measured and searched on the CPU stays in float32, so that a model ranks alike on every machine.
     """
     if mode != "auto":
         return DTYPES[mode]
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if training and device.type == "cpu" and _cpu_has_bf16() else None
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 natively, by AVX512-BF16 or AMX."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:

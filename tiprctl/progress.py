@@ -60,6 +60,9 @@ class Listener:
     def on_warning(self, text: str, *, objective: str | None = None) -> None:
         """Something that the user should know of though the training goes on; the `objective` that it is about."""
 
+    def on_note(self, text: str) -> None:
+        """Something about how the training is carried out."""
+
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
         """`steps` in all, of which `done` were taken by an earlier process; `epochs` counts a last, cut one too."""
 

@@ -33,6 +33,9 @@ class TrainingView(Listener):
     def on_warning(self, text: str, *, objective: str | None = None) -> None:
         render.warning(text)
 
+    def on_note(self, text: str) -> None:
+        render.note(text)
+
     def on_start(self, *, config: TrainConfig, folder: Path, epochs: int, steps: int, done: int) -> None:
         from tiprctl.objectives.composition import loss_names
 

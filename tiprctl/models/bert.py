@@ -115,6 +115,12 @@ class Bert(nn.Module):
         """How wide its tokens are."""
         return self.sizes.hidden_size
 
+    def checkpoint_layers(self) -> None:
+        """Keep, in training, only what enters each layer, and compute the rest again going backward."""
+        # What older versions of the library call it, newer ones warn about.
+        old = self.model.gradient_checkpointing_enable
+        getattr(self.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+
     def read(self, token_ids: Tensor, *, attention: bool = False) -> Tokens:
         """The tokens of captions `(B, L)`, with the attention of [CLS] only where it is asked for.
 
