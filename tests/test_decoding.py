@@ -96,7 +96,7 @@ def test_a_damaged_image_does_not_end_the_workers(paths, nothing_fits):
 def test_an_error_does_not_hold_the_images(paths, nothing_fits):
     """Else their processes would end only with the next collection of garbage, and slowly."""
     paths[1].write_bytes(b"")
-    images = DecodedImages(paths, (16, 8), workers=0)
+    images = DecodedImages(paths, (16, 8), workers=1)
     held = weakref.ref(images)
     gc.disable()
     try:
