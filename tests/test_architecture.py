@@ -45,7 +45,7 @@ FLOORS = (
         "tiprctl.explanation",
         "tiprctl.extension",
     ),
-    ("tiprctl.optimisation", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
+    ("tiprctl.optimisation", "tiprctl.gradients", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
     ("tiprctl.cli", "tiprctl.__main__"),
 )
 PURE = ("tiprctl.losses", "tiprctl.metrics", "tiprctl.models.masking")

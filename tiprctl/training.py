@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -30,11 +29,13 @@ from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import check_shares
-from tiprctl.distributed import anyone, first_goes_ahead, first_makes, process, processes
+from tiprctl.distributed import anyone, average, first_goes_ahead, first_makes, process, processes
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
-from tiprctl.execution import Execution
+from tiprctl.execution import Execution, faults_told, repeatable
+from tiprctl.gradients import Gradients, gradients_of
 from tiprctl.interrupt import StopFlag, stop_signal
+from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
 from tiprctl.optimisation import (
@@ -64,6 +65,10 @@ from tiprctl.tokenizer import Tokenizer
 
 OPTIMIZER = "optimizer."
 REMEDY = "Lower optim.lr, or train with amp=off (--set). What was saved before stays as it is."
+REPEATABLE = (
+    "--deterministic: kernels whose sums depend on the order of threads, and cuDNN's search for the fastest ones, are "
+    "off, and new memory is filled. A step may take longer."
+)
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
 
@@ -107,10 +112,12 @@ class Trainer:
         self.steps = whole_steps(config.epochs, self.batches.steps)
         self.epochs = math.ceil(self.steps / self.batches.steps)
         self.optimizer = build_optimizer(self.composition.roles(), config.optim)
-        self.dtype = amp_dtype(config.amp, device)
+        self.dtype = amp_dtype(config.amp, device, training=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         if self.begun:
             self._restore()
+        self._change_blocks()
+        self.gradients = self._gradients()
 
     def run(self) -> TrainingResult:
         """Train to the end, or until Ctrl-C, which saves and returns; in the last evaluation it comes too late to stop.
@@ -125,11 +132,13 @@ class Trainer:
         self.batches.images.keep_if_small()
         if self.batches.images.remark:
             self.listener.on_warning(self.batches.images.remark)
+        if self.execution.deterministic:
+            self.listener.on_note(REPEATABLE)
         judge = self._judge()
         self.listener.on_start(
             config=self.config, folder=self.folder, epochs=self.epochs, steps=self.steps, done=self._steps_done()
         )
-        with stop_signal() as stopped:
+        with repeatable(self.execution.deterministic), stop_signal() as stopped:
             self._measure(judge)
             while self.progress.epoch < self.epochs:
                 self._train_epoch(stopped)
@@ -141,13 +150,18 @@ class Trainer:
 
     def _description(self) -> dict[str, Any]:
         manifest = self.manifest
-        return describe_run(
+        run = describe_run(
             self.config,
             dataset=manifest.dataset,
             root=manifest.root,
             fingerprint=manifest.fingerprint,
             captions=captions_origin(manifest, self.config.captions),
         )
+        return run | {"execution": self._executed()}
+
+    def _executed(self) -> dict[str, Any]:
+        """How the training is carried out here."""
+        return self.execution.describe(self.device, self.dtype) | {"processes": processes()}
 
     def _compose(self) -> tuple[TrainingBatches, Composition]:
         """The batches as the encoder reads them, and the encoder with its objectives.
@@ -168,8 +182,33 @@ class Trainer:
             self.listener.on_warning(remark, objective=name)
         return batches, composition.to(self.device)
 
+    def _gradients(self) -> Gradients:
+        return gradients_of(
+            self.composition,
+            parts=self.execution.accumulate,
+            rows=self.config.batch_size // processes(),
+            device=self.device,
+            dtype=self.dtype,
+            scale=self.scaler.scale,
+        )
+
     def _read_batches(self, tokenizer: Tokenizer) -> TrainingBatches:
         return TrainingBatches(self.manifest, self.config, tokenizer, workers=self.workers)
+
+    def _change_blocks(self) -> None:
+        """Have the towers' and decoders' blocks run as the execution asks for."""
+        if self.execution.checkpoint_blocks:
+            checkpoint_blocks(self.composition)
+        if self.execution.compile:
+            with autocast(self.device, self.dtype):
+                compile_blocks(self.composition, self._go_on_uncompiled)
+
+    def _go_on_uncompiled(self, reason: str) -> None:
+        """Say why the blocks are not compiled, and what to do about it."""
+        wanted = "Triton" if self.device.type == "cuda" else "a C++ compiler (g++, or the one that CXX names)"
+        self.listener.on_warning(
+            f"--compile: the training goes on without, since the compiler failed ({reason}). It needs {wanted}."
+        )
 
     def _judge(self) -> EvaluationData | None:
         if self.selected_on == "last":
@@ -223,28 +262,23 @@ class Trainer:
         """One descent on one batch."""
         place = self.config.seed, self.progress.epoch, self.progress.step
         of_objectives, of_dropout = (step_generator(*place, purpose=purpose) for purpose in (1, 3))
-        try:
-            with autocast(self.device, self.dtype), _dropout_from(of_dropout, self.device):
-                losses = self.composition(batch, self._steps_done() / self.steps, of_objectives)
+        with faults_told(self.execution, self._steps_done() + 1, device=self.device, dtype=self.dtype):
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(losses.total).backward()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"The device is out of memory at step {self._steps_done() + 1}",
-                where=str(self.device),
-                remedy="Start again with a smaller batch_size, or with amp=bf16 (--set).",
-            ) from error
-        self.scaler.unscale_(self.optimizer)
-        clip_gradients(self.composition, self.config.optim.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            losses = self.gradients(batch, self._steps_done() / self.steps, of_objectives, of_dropout)
+            self.scaler.unscale_(self.optimizer)
+            clip_gradients(self.composition, self.config.optim.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         return losses
 
     def _look(self, pending: list[dict[str, Tensor]]) -> None:
         """Fetch the losses of the last steps, add them to the epoch's means, and empty the list."""
+        if not pending:
+            return
         first = self._steps_done() - len(pending)
+        fetched = iter(average(torch.stack([value.float() for parts in pending for value in parts.values()])).tolist())
         for offset, parts in enumerate(pending):
-            values = dict(zip(parts, torch.stack([value.float() for value in parts.values()]).tolist()))
+            values = {name: next(fetched) for name in parts}
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise TrainingError(
@@ -347,6 +381,7 @@ class Trainer:
                 remedy="Train anew, or prepare the data set as it was.",
             )
         self._check_captions(info)
+        self._compare_threads(info)
         tensors, header = read_checkpoint(file)
         moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
         load_weights(self.composition, tensors, file)
@@ -365,6 +400,15 @@ class Trainer:
                 remedy="Put the file back as it was, or train anew.",
             )
 
+    def _compare_threads(self, info: Mapping[str, Any]) -> None:
+        """Warn where sums come out otherwise than in the run so far; runs of older versions do not tell."""
+        known, here = info.get("execution", {}).get("threads"), torch.get_num_threads()
+        if known not in (None, here):
+            self.listener.on_warning(
+                f"The run began with {known} threads and goes on with {here}: sums may differ in their last digits. "
+                f"OMP_NUM_THREADS={known} repeats them."
+            )
+
     def _check_captions(self, info: Mapping[str, Any]) -> None:
         """Refuse captions that another tagger pruned; runs of older versions do not tell."""
         origin = captions_origin(self.manifest, self.config.captions)
@@ -377,14 +421,6 @@ class Trainer:
                 remedy=f"Train anew, or prune them as they were: tiprctl augment {self.manifest.root} "
                 f"--tagger {known['tagger']}",
             )
-
-
-@contextmanager
-def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Within the block torch's global generators, which dropout (BERT's) draws from, start from that one's seed."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(generator.initial_seed())
-        yield
 
 
 def whole_steps(epochs: float, steps: int) -> int:

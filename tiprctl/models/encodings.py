@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -122,6 +124,12 @@ class Masks:
     kept: Tensor | None = None
     masked_ids: Tensor | None = None
     token_labels: Tensor | None = None
+
+    def of(self, rows: Share) -> Masks:
+        """Those of some rows."""
+        return Masks(
+            *(each if each is None else rows.of(each) for each in (self.kept, self.masked_ids, self.token_labels))
+        )
 
 
 class Views:
@@ -244,7 +252,9 @@ def draw_masks(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: 
 def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: Masks) -> Encodings:
     """As `encode`, with masks that are drawn already."""
     token_ids = _token_ids(encoder, batch, needs)
+    # The plain views come first: those who encode them twice then draw the same dropout, whatever else is needed.
     images, captions = encoder.see(batch.pixels), encoder.read(token_ids)
+    prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
     masked_text_tokens = None
     if needs.masked_text:
         masked_text_tokens = captions.values if masks.masked_ids is None else encoder.clip.encode_text(masks.masked_ids)
@@ -257,8 +267,33 @@ def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: M
         kept=masks.kept,
         masked_text_tokens=masked_text_tokens,
         token_labels=masks.token_labels,
-        prompts=_prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None,
+        prompts=prompts,
     )
+
+
+def rows_of(batch: PairBatch, rows: Share) -> PairBatch:
+    """Some rows of a batch, which is a dataclass; `rows` counts from the first that is here."""
+    here = batch.share or Share.whole(len(batch.pids))
+    return replace(
+        batch,
+        pixels=rows.of(batch.pixels),
+        token_ids=rows.of(batch.token_ids),
+        pids=rows.of(batch.pids),
+        token_labels=None if batch.token_labels is None else rows.of(batch.token_labels),
+        prompts=None if batch.prompts is None else batch.prompts.share(rows),
+        share=Share(here.start + rows.start, here.start + rows.stop, here.total),
+    )
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """The rows of several tensors, or dataclasses that hold them, in order; of anything else the first."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if is_dataclass(first) and not isinstance(first, type):
+        columns = {each.name: joined([getattr(part, each.name) for part in parts]) for each in fields(first)}
+        return replace(first, **columns)
+    return first
 
 
 def _token_ids(encoder: DualEncoder, batch: PairBatch, needs: Needs) -> Tensor:

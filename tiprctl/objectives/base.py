@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from tiprctl.errors import UsageError
@@ -84,7 +83,7 @@ class Objective(nn.Module):
 
     def count(self, masks: Masks, batch: PairBatch) -> Tensor:
         """Over how many things the mean of these rows goes, where the loss is `alone`: the rows, or what is hidden."""
-        return torch.tensor(len(batch.pids), device=batch.pids.device)
+        return batch.pids.new_full((), len(batch.pids))
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")

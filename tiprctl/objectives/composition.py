@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import torch
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import MOST_PHRASES, CaptionConfig, ObjectiveConfig, from_dict
@@ -18,6 +19,7 @@ from tiprctl.models.encodings import (
     Encodings,
     Gathered,
     GatheredEncodings,
+    Masks,
     Needs,
     PairBatch,
     draw_masks,
@@ -28,14 +30,6 @@ from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput, Role
 
 
 @dataclass(frozen=True)
-class Losses:
-    """The weighted sum to descend, and each part unweighted, detached, by name, for the log."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Term:
     """What one objective, or several that share a loss, add to the sum; `alone` as the objective's own."""
 
@@ -43,6 +37,38 @@ class Term:
     weight: float
     loss: Loss
     alone: Objective | None = None
+
+
+Outputs = dict[str, ObjectiveOutput]
+"""What terms make of a batch, or of a part of it, by their names."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weighted sum to descend, and each part unweighted, detached, by name, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, terms: Iterable[Term], outputs: Outputs) -> Losses:
+        """Those of the terms that have an output, in their order; zero where none has."""
+        summands, parts = [], {}
+        for term in terms:
+            if output := outputs.get(term.name):
+                summands.append(term.weight * output.loss)
+                parts[term.name] = output.loss.detach()
+                parts |= {f"{term.name}/{figure}": value.detach() for figure, value in output.figures.items()}
+        return cls(sum(summands) if summands else torch.zeros(()), parts)
+
+    def detached(self) -> Losses:
+        """The same without gradients."""
+        return Losses(self.total.detach(), self.parts)
+
+    def __add__(self, other: Losses) -> Losses:
+        """The losses of two parts of a batch, or of different terms."""
+        parts = {name: value + other.parts.get(name, 0) for name, value in self.parts.items()}
+        return Losses(self.total + other.total, other.parts | parts)
 
 
 class Composition(nn.Module):
@@ -147,38 +173,39 @@ class Composition(nn.Module):
         Where the batch is this process's share of a larger one, losses and gradients, averaged over the processes, are
         those of the whole.
         """
-        needs = self.needs(progress)
+        needs, terms = self.needs(progress), self.terms(progress)
         masks = draw_masks(self.encoder, batch, needs, generator)
         own = encode_masked(self.encoder, batch, needs, masks)
-        everyones, whole = self._everyones(own, batch)
-        outputs = []
-        for term in self.terms(progress):
-            if term.alone is None:
-                outputs.append((term, term.loss(everyones, whole), 1.0))
-            else:
-                outputs.append((term, term.loss(own, batch), _part(term.alone.count(masks, batch))))
-        return _summed(outputs)
+        counts = Counts(terms, masks, batch)
+        return Losses.of(terms, self.jointly(terms, own, batch) | self.apart(terms, own, batch, masks, counts))
 
-    def _everyones(self, own: Encodings, batch: PairBatch) -> tuple[Encodings, PairBatch]:
-        """The encodings and the batch of all processes together."""
-        if processes() == 1:
-            return own, batch
-        return GatheredEncodings(own, batch.share.total), Gathered(batch, batch.share.total)
+    def jointly(self, terms: Iterable[Term], own: Encodings, batch: PairBatch) -> Outputs:
+        """What the terms that look at the whole batch make of the encodings of all processes."""
+        everyones, whole = own, batch
+        if processes() > 1:
+            everyones, whole = GatheredEncodings(own, batch.share.total), Gathered(batch, batch.share.total)
+        return {term.name: term.loss(everyones, whole) for term in terms if term.alone is None}
 
-
-def _part(count: Tensor) -> Tensor | float:
-    """What a mean over `count` things weighs, so that the mean over the processes is the mean over all things."""
-    return 1.0 if processes() == 1 else processes() * count / total(count).clamp(min=1)
+    def apart(self, terms: Iterable[Term], rows: Encodings, batch: PairBatch, masks: Masks, counts: Counts) -> Outputs:
+        """What the terms that are `alone` make of some rows of a batch, weighed by how much of it these are."""
+        own = (term for term in terms if term.alone)
+        return {term.name: _scaled(term.loss(rows, batch), counts.share(term, masks, batch)) for term in own}
 
 
-def _summed(outputs: Iterable[tuple[Term, ObjectiveOutput, Tensor | float]]) -> Losses:
-    """The weighted sum of the terms, each of which counts as far as it is `part` of the whole batch's."""
-    losses, parts = [], {}
-    for term, output, part in outputs:
-        losses.append(term.weight * part * output.loss)
-        parts[term.name] = (part * output.loss).detach()
-        parts |= {f"{term.name}/{figure}": (part * value).detach() for figure, value in output.figures.items()}
-    return Losses(sum(losses), parts)
+class Counts:
+    """Over how many things the mean of each term that is `alone` goes, in all processes' rows together."""
+
+    def __init__(self, terms: Iterable[Term], masks: Masks, batch: PairBatch):
+        self._counts = {term.name: total(term.alone.count(masks, batch)) for term in terms if term.alone}
+
+    def share(self, term: Term, masks: Masks, batch: PairBatch) -> Tensor:
+        """What the mean of some rows weighs: with the other parts' added up, and averaged over the processes, it is that
+        of all rows."""
+        return processes() * term.alone.count(masks, batch) / self._counts[term.name].clamp(min=1)
+
+
+def _scaled(output: ObjectiveOutput, factor: Tensor) -> ObjectiveOutput:
+    return ObjectiveOutput(factor * output.loss, {name: factor * value for name, value in output.figures.items()})
 
 
 def build_objective(config: ObjectiveConfig, spec: EncoderSpec) -> Objective:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tiprctl.config import Count, frozen
+from tiprctl.distributed import processes, total
 from tiprctl.errors import UsageError
 from tiprctl.models.blocks import attention_heads
 from tiprctl.models.clip import LayerNorm, QuickGELU
@@ -154,7 +155,10 @@ class GroupBlock(nn.Module):
 
 
 class Neck(nn.BatchNorm1d):
-    """Batch norm in float32 whose bias stays as it is; a batch of one is normalised by the running statistics."""
+    """Batch norm in float32 whose bias stays as it is; a batch of one is normalised by the running statistics.
+
+    Where several processes train, the statistics are those of all their rows: as `nn.SyncBatchNorm`, which knows no CPU.
+    """
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -162,6 +166,20 @@ class Neck(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `(B, D)` to `(B, D)`, float32 also under autocast."""
+        if self.training and processes() > 1:
+            return self._beside_others(x.float())
         if self.training and len(x) == 1:
             return F.batch_norm(x.float(), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x.float())
+
+    def _beside_others(self, x: Tensor) -> Tensor:
+        """A process's rows `(B, D)`, normalised by the statistics of all; together they are two or more."""
+        sums = total(F.pad(x.sum(dim=0), (0, 1), value=len(x)))
+        mean, rows = sums[:-1] / sums[-1], sums[-1]
+        centred = x - mean
+        variance = total(centred.square().sum(dim=0)) / rows
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias

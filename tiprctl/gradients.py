@@ -1,0 +1,226 @@
+"""The losses of a batch and their gradients: taken at once or in parts, by one process or by many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tiprctl.distributed import averaging, process, unaveraged
+from tiprctl.errors import UsageError
+from tiprctl.models.encodings import (
+    Encodings,
+    Masks,
+    Needs,
+    PairBatch,
+    draw_masks,
+    encode_masked,
+    joined,
+    rows_of,
+)
+from tiprctl.objectives.composition import Composition, Counts, Losses, Term
+from tiprctl.precision import autocast
+from tiprctl.shares import Share
+
+PLAIN = ("images", "captions", "prompts")
+"""The views that are encoded twice where a batch is taken in parts."""
+
+
+class Gradients:
+    """Leaves in the parameters of a composition the gradients of a batch's losses, averaged over the processes.
+
+    Losses and gradients are those of the whole batch, of which each process has its share.
+
+    Args:
+        dtype: what autocast computes the forward passes in; None: float32.
+        scale: what a loss goes through before its gradients are taken, as by a `GradScaler`.
+    """
+
+    def __init__(
+        self,
+        composition: Composition,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ):
+        self.composition = composition
+        self.device = device
+        self.dtype = dtype
+        self.scale = scale
+        self.model = averaging(self._model())
+
+    def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
+        """Add the gradients of a batch to what the parameters hold.
+
+        Args:
+            progress: the share of the training that is done.
+            masks: what the objectives' masks are drawn from, in the same state in all processes.
+            dropout: whose seed, together with the process, dropout starts from.
+        """
+        raise NotImplementedError
+
+    def _model(self) -> nn.Module:
+        """What is called for the forward pass whose backward pass reaches the parameters."""
+        return self.composition
+
+    @contextmanager
+    def _forward(self, seed: int) -> Iterator[None]:
+        """Within the block operations are cast, and dropout starts from `seed`."""
+        with autocast(self.device, self.dtype), _dropout_from(seed, self.device):
+            yield
+
+
+class AtOnce(Gradients):
+    """The gradients of a batch by one pass forward and one backward."""
+
+    def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
+        with self._forward(dropout.initial_seed() + process()):
+            losses = self.model(batch, progress, masks)
+        self.scale(losses.total).backward()
+        return losses
+
+
+class InParts(Gradients):
+    """The gradients of a batch whose rows are encoded in parts: the memory of one part, and the tokens of all.
+
+    Gradient caching (Gao et al., 2021, arXiv 2101.06983). The plain views of all parts are first encoded without
+    gradients; the losses of the whole batch and their gradients down to the tokens are then those of the undivided
+    batch. Each part is encoded again, with its masked views, takes the cached gradients of its tokens further down, and
+    those of the losses that need no other rows besides. So the plain views are encoded twice, and nothing else is.
+
+    Raises:
+        UsageError: there are more parts than rows, or fewer than one.
+    """
+
+    def __init__(self, composition: Composition, parts: int, *, rows: int, **given: Any):
+        if not 1 <= parts <= rows:
+            raise UsageError(
+                f"A process's {rows} rows of a batch cannot be taken in {parts} parts",
+                where="--accumulate",
+                remedy=f"Choose from 1 to {rows}, or a larger batch_size.",
+            )
+        self.parts = parts
+        super().__init__(composition, **given)
+
+    def _model(self) -> nn.Module:
+        return _PartPass(self.composition)
+
+    def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
+        needs, terms = self.composition.needs(progress), self.composition.terms(progress)
+        drawn = draw_masks(self.composition.encoder, batch, needs, masks)
+        counts = Counts(terms, drawn, batch)
+        first_seed, *seeds = _seeds(dropout, 1 + self.parts)
+        shares = Share.whole(len(batch.pids)).split(self.parts)
+        parts = [_Part(rows, rows_of(batch, rows), drawn.of(rows), seed) for rows, seed in zip(shares, seeds)]
+        jointly, gradients = self._jointly(batch, parts, needs, terms, first_seed)
+        return sum(self._apart(parts, needs, terms, counts, gradients), start=jointly)
+
+    def _jointly(
+        self, batch: PairBatch, parts: Sequence[_Part], needs: Needs, terms: Sequence[Term], seed: int
+    ) -> tuple[Losses, dict[str, Tensor]]:
+        """The losses that look at the whole batch, and their gradients by the views whose tokens have one."""
+        if all(term.alone for term in terms):
+            return Losses.of(terms, {}), {}
+        leaves = _leaves(joined([self._plain(part, needs) for part in parts]))
+        with self._forward(seed):
+            losses = Losses.of(terms, self.composition.jointly(terms, leaves, batch))
+        self.scale(losses.total).backward()
+        tokens = {name: getattr(leaves, name).values for name in PLAIN if getattr(leaves, name)}
+        return losses.detached(), {name: each.grad for name, each in tokens.items() if each.grad is not None}
+
+    @torch.no_grad()
+    def _plain(self, part: _Part, needs: Needs) -> Encodings:
+        """The views of a part that are not masked."""
+        plain = replace(needs, masked_image=None, masked_text=None)
+        with self._forward(part.seed):
+            return encode_masked(self.composition.encoder, part.batch, plain, Masks())
+
+    def _apart(
+        self,
+        parts: Sequence[_Part],
+        needs: Needs,
+        terms: Sequence[Term],
+        counts: Counts,
+        gradients: Mapping[str, Tensor],
+    ) -> Iterator[Losses]:
+        """The losses of each part that need no other rows; its gradients go down to the parameters."""
+        for part in parts:
+            # What only the losses of the whole batch have reached is averaged with the last part as well.
+            with unaveraged(self.model, when=part is not parts[-1]):
+                with self._forward(part.seed):
+                    forward = self.model(part, needs, terms, counts, list(gradients))
+                roots = [self.scale(forward.losses.total)] if forward.losses.parts else []
+                torch.autograd.backward(
+                    [*roots, *forward.tokens],
+                    [*(None for _ in roots), *(part.rows.of(each) for each in gradients.values())],
+                )
+            yield forward.losses.detached()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some `rows` of a process's share, what is hidden of them, and where their dropout starts."""
+
+    rows: Share
+    batch: PairBatch
+    masks: Masks
+    seed: int
+
+
+@dataclass(frozen=True)
+class _PartForward:
+    """The losses of a part that need no other rows, and the tokens that have a gradient from elsewhere."""
+
+    losses: Losses
+    tokens: Sequence[Tensor]
+
+
+class _PartPass(nn.Module):
+    """The forward pass of a part, as a module: so that gradients can be averaged while they come up."""
+
+    def __init__(self, composition: Composition):
+        super().__init__()
+        self.composition = composition
+
+    def forward(
+        self, part: _Part, needs: Needs, terms: Sequence[Term], counts: Counts, views: Sequence[str]
+    ) -> _PartForward:
+        encodings = encode_masked(self.composition.encoder, part.batch, needs, part.masks)
+        outputs = self.composition.apart(terms, encodings, part.batch, part.masks, counts)
+        return _PartForward(Losses.of(terms, outputs), [getattr(encodings, view).values for view in views])
+
+
+def gradients_of(composition: Composition, *, parts: int, rows: int, **given: Any) -> Gradients:
+    """The gradients of a process's `rows` of a batch, at once or in `parts`; see `Gradients` for what else is given.
+
+    Raises:
+        UsageError: there are more parts than rows, or fewer than one.
+    """
+    return AtOnce(composition, **given) if parts == 1 else InParts(composition, parts, rows=rows, **given)
+
+
+def _leaves(encodings: Encodings) -> Encodings:
+    """The same, with tokens that keep their gradient."""
+    views = {name: getattr(encodings, name) for name in PLAIN if getattr(encodings, name)}
+    return replace(
+        encodings, **{name: replace(view, values=view.values.requires_grad_()) for name, view in views.items()}
+    )
+
+
+def _seeds(dropout: Generator, count: int) -> list[int]:
+    """Seeds that differ from each other, and from process to process."""
+    own = torch.Generator().manual_seed(dropout.initial_seed() + process())
+    return torch.randint(2**62, (count,), generator=own).tolist()
+
+
+@contextmanager
+def _dropout_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the block torch's global generators, which dropout (BERT's) draws from, start from `seed`."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
