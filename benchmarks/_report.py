@@ -76,21 +76,21 @@ def _start(prepare: Callable[[], Any], threads: int) -> None:
 
 
 def _measure(run: Callable[..., Any], args: Sequence[Any]) -> Measurement:
-    _reset_peak()
-    held = _peak_memory()
+    reset_peak()
+    held = peak_memory()
     start = time.perf_counter()
     result = run(_inputs, *args)
     seconds = time.perf_counter() - start
-    return Measurement(seconds, max(0, _peak_memory() - held), result)
+    return Measurement(seconds, max(0, peak_memory() - held), result)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Bring the peak down to what is held now. Only Linux can; elsewhere an earlier peak may hide part of a run's."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """The largest resident size of this process in bytes, since the last reset where there is one."""
     try:
         status = Path("/proc/self/status").read_text()

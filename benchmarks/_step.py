@@ -20,7 +20,10 @@ from tiprctl.config import TrainConfig
 from tiprctl.data.batches import Batch
 from tiprctl.data.synth_pedes.people import VIEWS, hidden_attributes, unique_people
 from tiprctl.data.synth_pedes.wording import describe
-from tiprctl.models.clip import SIZES
+from tiprctl.execution import Execution
+from tiprctl.gradients import AtOnce, Gradients, InParts
+from tiprctl.models.clip import SIZES, Transformer
+from tiprctl.models.compilation import compile_blocks
 from tiprctl.objectives.composition import Composition
 from tiprctl.optimisation import build_optimizer, clip_gradients
 from tiprctl.precision import autocast
@@ -98,19 +101,26 @@ class Clock:
         self._spans.clear()
         return dict(seconds)
 
+    def watch(self, module: nn.Module, method: str, part: str) -> None:
+        """Take the time of each call of a module's method from now on."""
+        original = getattr(module, method)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self(part):
+                return original(*args, **kwargs)
+
+        setattr(module, method, watched)
+
     def watch_towers(self, clip: nn.Module) -> None:
         """Take the time of each pass through the towers from now on: image, masked image, text."""
-        encode_image, encode_text = clip.encode_image, clip.encode_text
+        encode_image = clip.encode_image
 
         def image(pixels: Tensor, keep: Tensor | None = None) -> Tensor:
             with self("image" if keep is None else "masked image"):
                 return encode_image(pixels, keep)
 
-        def text(token_ids: Tensor) -> Tensor:
-            with self("text"):
-                return encode_text(token_ids)
-
-        clip.encode_image, clip.encode_text = image, text
+        clip.encode_image = image
+        self.watch(clip, "encode_text", "text")
 
     def _now(self) -> Any:
         if not self._device.startswith("cuda"):
@@ -135,81 +145,104 @@ class Step(Protocol):
 class OurStep:
     """The step as `Trainer` takes it."""
 
-    def __init__(self, composition: Composition, config: TrainConfig, batch: Batch, device: str):
-        self.composition, self.config, self.batch = composition, config, batch
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        composition: Composition,
+        config: TrainConfig,
+        batch: Batch,
+        device: str,
+        execution: Execution | None = None,
+        precisions: Sequence[str] = tuple(TYPES),
+    ):
+        self.composition, self.batch = composition, batch
         self.optimizer = build_optimizer(composition.roles(), config.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type)
         self.clock = Clock(device)
         self.clock.watch_towers(composition.encoder.clip)
+        self.clock.watch(composition, "forward", "forward")
+        self._limit = config.optim.clip_norm
+        self._scalers = {name: _scaler(name, device) for name in precisions}
+        execution = execution or Execution()
+        self._gradients = {name: self._take_gradients(name, execution, torch.device(device)) for name in precisions}
+        for stack in _stacks(composition):
+            stack.checkpointed = execution.checkpoint_blocks
+        if execution.compile:
+            for name in precisions:
+                with autocast(torch.device(device), TYPES[name]):
+                    compile_blocks(composition, _refuse)
+
+    def _take_gradients(self, precision: str, execution: Execution, device: torch.device) -> Gradients:
+        given = {"device": device, "dtype": TYPES[precision], "scale": self._scalers[precision].scale}
+        if execution.accumulate == 1:
+            return AtOnce(self.composition, **given)
+        return InParts(self.composition, execution.accumulate, rows=len(self.batch.pids), **given)
 
     @torch.no_grad()
     def losses(self) -> dict[str, Tensor]:
-        parts = self._forward().parts
+        parts = self.composition(self.batch, 0.0, Generator().manual_seed(SEED)).parts
         return {each.name: each.weight * parts[each.name] for each in self.composition.configs}
 
     def take(self, precision: str) -> None:
         with self.clock("step"):
-            with self.clock("forward"), autocast(self.device, TYPES[precision]):
-                total = self._forward().total
             self.optimizer.zero_grad(set_to_none=True)
-            descend(total, self.optimizer, self.scaler, self.clock, self.composition, self.config, precision)
-
-    def _forward(self) -> Any:
-        return self.composition(self.batch, 0.0, Generator().manual_seed(SEED))
+            with self.clock("gradients"):
+                masks, dropout = (Generator().manual_seed(SEED) for _ in range(2))
+                self._gradients[precision](self.batch, 0.0, masks, dropout)
+            with self.clock("optimiser"):
+                _descend(self.optimizer, self._scalers[precision], self.composition, self._limit)
 
 
 class PlainStep:
     """The same as the published code orders it, from the same weights."""
 
     def __init__(self, composition: Composition, config: TrainConfig, batch: Batch, device: str):
-        self.config, self.device = config, torch.device(device)
+        self.device = torch.device(device)
         self.model = PlainModel(composition).to(device)
         self.batch = plain_batch(batch, composition, Generator().manual_seed(SEED))
         self.optimizer = plain_adam(self.model, composition, config.optim)
-        self.scaler = torch.amp.GradScaler(self.device.type)
         self.clock = Clock(device)
         self.clock.watch_towers(self.model.encoder["clip"])
+        self._limit = config.optim.clip_norm
+        self._scalers = {name: _scaler(name, device) for name in TYPES}
 
     @torch.no_grad()
     def losses(self) -> dict[str, Tensor]:
         return self.model(self.batch)
 
     def take(self, precision: str) -> None:
+        scaler = self._scalers[precision]
         with self.clock("step"):
-            with self.clock("forward"), autocast(self.device, TYPES[precision]):
-                losses = self.model(self.batch)
-                total = sum(losses.values())
-            for loss in losses.values():
-                loss.item()
-            self.optimizer.zero_grad(set_to_none=False)
-            descend(total, self.optimizer, self.scaler, self.clock, self.model, self.config, precision)
+            with self.clock("gradients"):
+                with self.clock("forward"), autocast(self.device, TYPES[precision]):
+                    losses = self.model(self.batch)
+                for loss in losses.values():
+                    loss.item()
+                self.optimizer.zero_grad(set_to_none=False)
+                scaler.scale(sum(losses.values())).backward()
+            with self.clock("optimiser"):
+                _descend(self.optimizer, scaler, self.model, self._limit)
 
 
-def descend(
-    total: Tensor,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    clock: Clock,
-    model: nn.Module,
-    config: TrainConfig,
-    precision: str,
+def _scaler(precision: str, device: str) -> torch.amp.GradScaler:
+    """As in `Trainer`: it scales in float16 alone."""
+    return torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
+
+
+def _descend(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, model: nn.Module, clip_norm: float
 ) -> None:
-    """The gradients of `total` and the descent; they are scaled in float16 alone."""
-    if precision != "fp16":
-        with clock("backward"):
-            total.backward()
-        with clock("optimiser"):
-            clip_gradients(model, config.optim.clip_norm)
-            optimizer.step()
-        return
-    with clock("backward"):
-        scaler.scale(total).backward()
-    with clock("optimiser"):
-        scaler.unscale_(optimizer)
-        clip_gradients(model, config.optim.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+    scaler.unscale_(optimizer)
+    clip_gradients(model, clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def _stacks(composition: Composition) -> Iterator[Transformer]:
+    return (module for module in composition.modules() if isinstance(module, Transformer))
+
+
+def _refuse(reason: str) -> None:
+    """A benchmark of compiled blocks means nothing without a compiler."""
+    raise SystemExit(f"The blocks cannot be compiled: {reason}")
 
 
 def has_plain(config: TrainConfig) -> bool:

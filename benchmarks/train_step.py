@@ -32,6 +32,7 @@ from _step import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
+from tiprctl.execution import Execution
 from tiprctl.models.clip import SIZES
 
 PARTS = ("image", "masked image", "text", "objectives", "backward", "optimiser")
@@ -78,16 +79,20 @@ def compare(recipe: str, chosen: argparse.Namespace) -> tuple[list[Outcome], str
         note += f"; the losses of both differ by {off:.0e} of a loss at most"
         if off > TOLERANCE:
             raise SystemExit(f"{note}, which is more than {TOLERANCE}: not the same step")
-        contestants.append(Contestant("plain", plain, chosen.reference, operations(plain)))
-    flops = operations(ours)
+        contestants.append(Contestant("plain", plain, chosen.reference, operations(plain, chosen.reference)))
+    flops = operations(ours, chosen.precisions[0])
     contestants += [Contestant("tiprctl", ours, precision, flops) for precision in chosen.precisions]
+    if chosen.compile:
+        fused = compose(config, chosen.device)
+        compiled = OurStep(fused, config, batch, chosen.device, Execution(compile=True), chosen.precisions)
+        contestants += [Contestant("compiled", compiled, precision, flops) for precision in chosen.precisions]
     return race(contestants, chosen.rounds), note
 
 
-def operations(step: Step) -> float:
+def operations(step: Step, precision: str) -> float:
     """What a step computes, by taking one: this warms it up too."""
     with FlopCounterMode(display=False) as counter:
-        step.take("fp32")
+        step.take(precision)
     return counter.get_total_flops()
 
 
@@ -123,8 +128,12 @@ def outcomes(contestants: Sequence[Contestant], seconds: Sequence[Sequence[Mappi
 def split(reading: Mapping[str, float]) -> dict[str, float]:
     """A reading by `PARTS`: what the forward pass takes beside the towers is the objectives'."""
     towers = {part: reading.get(part, 0.0) for part in PARTS[:3]}
-    rest = {part: reading[part] for part in PARTS[4:]}
-    return {**towers, "objectives": reading["forward"] - sum(towers.values()), **rest}
+    return {
+        **towers,
+        "objectives": reading["forward"] - sum(towers.values()),
+        "backward": reading["gradients"] - reading["forward"],
+        "optimiser": reading["optimiser"],
+    }
 
 
 def shortfalls(recipe: str, outcomes: Sequence[Outcome], kind: str) -> list[str]:
@@ -176,6 +185,7 @@ def options() -> argparse.Namespace:
     known.add_argument("--batch", type=int, help="pairs (default: 8 on the CPU, 128 on CUDA)")
     known.add_argument("--precisions", type=partial(chosen_names, known=tuple(TYPES)), help="of ours")
     known.add_argument("--reference", choices=TYPES, help="precision of the plain step (default: fp32; fp16 on CUDA)")
+    known.add_argument("--compile", action="store_true", help="ours with compiled blocks too")
     known.add_argument("--rounds", type=int, help="steps each, in turn; the median counts (default: 3; 20 on CUDA)")
     known.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = known.parse_args()
