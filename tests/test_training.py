@@ -283,7 +283,7 @@ def test_running_out_of_memory_names_the_step_and_what_helps(cuhk_manifest, tmp_
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training.composition, "forward", exhausted)
-    with pytest.raises(TrainingError, match=r"out of memory at step 1[\s\S]*batch_size"):
+    with pytest.raises(TrainingError, match=r"Out of memory at step 1[\s\S]*--batch-size"):
         training.run()
 
 

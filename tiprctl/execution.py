@@ -93,8 +93,8 @@ def _savers(execution: Execution, dtype: torch.dtype | None) -> str:
     """Which of the flags that save memory are left, as a remedy; the first two change no result."""
     levers = [] if execution.checkpoint_blocks else ["--checkpoint-blocks"]
     levers.append(f"--accumulate {2 * execution.accumulate}")
-    others = ["--batch-size", "--amp bf16"] if dtype is None else ["--batch-size"]
-    return f"Give {' or '.join(levers)}, also with --resume; or start anew with another {' or '.join(others)}."
+    others = ["a smaller --batch-size", *(["--amp bf16"] if dtype is None else [])]
+    return f"Give {' or '.join(levers)}, also with --resume; or start anew with {' or '.join(others)}."
 
 
 def _peak(device: torch.device) -> str:
