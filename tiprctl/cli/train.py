@@ -75,7 +75,10 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
     seed: Seed = None,
     amp: Annotated[
-        Amp | None, typer.Option(help="Mixed precision; auto: bf16 or fp16 on CUDA, off on the CPU.")
+        Amp | None,
+        typer.Option(
+            help="Mixed precision; auto: bf16 where the device computes it natively, else fp16 on CUDA, off on the CPU."
+        ),
     ] = None,
     set: Settings = None,
     select_on: Annotated[
@@ -89,6 +92,17 @@ def train(
     root: Root = None,
     workers: Workers = None,
     device: Device = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Fuse the towers' blocks with a compiler.")] = False,
+    checkpoint_blocks: Annotated[
+        bool,
+        typer.Option("--checkpoint-blocks", help="Save memory: compute the towers' blocks again going backward."),
+    ] = False,
+    accumulate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Save memory: take each batch in N parts; same losses.")
+    ] = 1,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time, on this machine; may be slower.")
+    ] = False,
 ) -> None:
     """Train a model on a prepared data set.
 
@@ -99,6 +113,7 @@ def train(
     tiprctl train cuhk-pedes --aux mlm --pretrained runs/latest
     tiprctl train cuhk-pedes --recipe cfine --text-encoder bert
     tiprctl train cuhk-pedes --batch-size 64 --lr 1e-5 --select-on test
+    tiprctl train cuhk-pedes --recipe sen --compile --checkpoint-blocks --accumulate 4
     tiprctl train --resume runs/synth-pedes-synth-20261121-101500
     """
     values = {
@@ -120,16 +135,22 @@ def train(
         )
 
     from tiprctl.cli.training_view import TrainingView
+    from tiprctl.execution import Execution
     from tiprctl.joining import joined
     from tiprctl.training import Trainer
 
+    execution = Execution(
+        compile=compile, checkpoint_blocks=checkpoint_blocks, accumulate=accumulate, deterministic=deterministic
+    )
     with (
         joined(device, render.last_error) as job,
         TrainingView() as view,
         _shared(folder, exclusive=resume is None and output is None) as folder,
     ):
         job.remedy = f"Go on from its last checkpoint with: tiprctl train --resume {folder}"
-        trainer = Trainer(config, manifest, folder, device=job.device, workers=workers, listener=view)
+        trainer = Trainer(
+            config, manifest, folder, device=job.device, workers=workers, listener=view, execution=execution
+        )
         render.note(f"{manifest.title}: recipe {config.recipe}, run {folder}")
         result = trainer.run()
         _report(result)
@@ -139,7 +160,8 @@ def train(
 
 def _refuse_settings(ctx: typer.Context) -> None:
     """A resumed run keeps what it began with; settings from variables and files meant other runs and do not count."""
-    technical = {"resume", "root", "workers", "device", "verbose", "quiet"}
+    execution = {"compile", "checkpoint_blocks", "accumulate", "deterministic"}
+    technical = {"resume", "root", "workers", "device", "verbose", "quiet"} | execution
     typed = [name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"]
     if set(typed) - technical:
         raise UsageError(
