@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from tiprctl.config import SamplingConfig
-from tiprctl.data.samplers import epoch_batches
+from tiprctl.data.samplers import check_shares, epoch_batches
 from tiprctl.errors import UsageError
+from tiprctl.shares import Share
 
 PIDS = np.repeat(np.arange(30), np.random.default_rng(0).integers(2, 9, 30))
 LENGTHS = np.random.default_rng(1).integers(5, 77, len(PIDS))
@@ -114,3 +115,34 @@ def test_pairs_want_as_many_identities_as_half_a_batch():
     assert draw(sampler="pairs", batch_size=60)
     with pytest.raises(UsageError, match=r"30 identities[\s\S]*at most 60"):
         draw(sampler="pairs", batch_size=62)
+
+
+@pytest.mark.parametrize("sampler", ["random", "identity", "pairs"])
+def test_shares_of_a_batch_are_the_batch_whatever_their_number(sampler):
+    sizes = set()
+    for batch in draw(sampler=sampler, batch_size=16):
+        shares = [share.of(batch) for share in Share.whole(len(batch)).split(4)]
+        assert np.array_equal(np.concatenate(shares), batch)
+        assert min(map(len, shares)) >= 2
+        sizes |= {len(share) for share in shares}
+    assert sizes == ({2, 3, 4} if sampler == "pairs" else {4})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "batch_size", "processes", "remedy"),
+    [
+        ("random", 10, 4, "8 or 12"),
+        ("random", 3, 4, "4 or 8"),
+        ("identity", 16, 3, "12 or 24"),
+        ("pairs", 10, 3, "6 or 12"),
+        ("pairs", 4, 4, "8 or 12"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_that_can(sampler, batch_size, processes, remedy):
+    config = SamplingConfig(sampler=sampler, per_identity=4)
+    with pytest.raises(UsageError) as error:
+        check_shares(batch_size, config, processes)
+    assert f"Choose {remedy}:" in error.value.remedy
+    for size in map(int, remedy.split(" or ")):
+        check_shares(size, config, processes)
+    check_shares(batch_size, config, 1)
