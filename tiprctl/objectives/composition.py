@@ -188,19 +188,21 @@ class Composition(nn.Module):
 
     def apart(self, terms: Iterable[Term], rows: Encodings, batch: PairBatch, masks: Masks, counts: Counts) -> Outputs:
         """What the terms that are `alone` make of some rows of a batch, weighed by how much of it these are."""
-        own = (term for term in terms if term.alone)
-        return {term.name: _scaled(term.loss(rows, batch), counts.share(term, masks, batch)) for term in own}
+        own = (term for term in terms if term.alone is not None)
+        return {term.name: _scaled(term.loss(rows, batch), counts.weight(term, masks, batch)) for term in own}
 
 
 class Counts:
-    """Over how many things the mean of each term that is `alone` goes, in all processes' rows together."""
+    """Over how many things the mean of each term that is `alone` goes, in the rows of all processes together."""
 
     def __init__(self, terms: Iterable[Term], masks: Masks, batch: PairBatch):
-        self._counts = {term.name: total(term.alone.count(masks, batch)) for term in terms if term.alone}
+        self._counts = {term.name: total(term.alone.count(masks, batch)) for term in terms if term.alone is not None}
 
-    def share(self, term: Term, masks: Masks, batch: PairBatch) -> Tensor:
-        """What the mean of some rows weighs: with the other parts' added up, and averaged over the processes, it is that
-        of all rows."""
+    def weight(self, term: Term, masks: Masks, batch: PairBatch) -> Tensor:
+        """What the mean of some rows weighs.
+
+        The weighted means of all parts of a process added up, and averaged over the processes, are the mean of all rows.
+        """
         return processes() * term.alone.count(masks, batch) / self._counts[term.name].clamp(min=1)
 
 

@@ -1,0 +1,141 @@
+"""Two processes that share a batch do what one does with the whole of it: they are started for real, once for all."""
+
+import many
+import pytest
+import tiny
+import torch
+from many import Case
+from torch import nn
+
+from tiprctl.config import frozen
+from tiprctl.models.encodings import Needs
+from tiprctl.models.heads.base import Features
+from tiprctl.objectives import OBJECTIVES
+from tiprctl.objectives.base import Objective, ObjectiveOutput
+from tiprctl.objectives.composition import Composition
+from tiprctl.recipes import RECIPES
+from tiprctl.shares import Share
+
+
+@frozen
+class NoConfig:
+    """Nothing can be set."""
+
+
+class Spread(Objective):
+    """How alike the captions of all people are; it looks across the batch, as any objective may."""
+
+    name, Config = "spread", NoConfig
+
+    def forward(self, enc, batch):
+        others = batch.pids[:, None] != batch.pids
+        alike = nn.functional.normalize(enc.text, dim=1) @ nn.functional.normalize(enc.captions.whole, dim=1).T
+        return ObjectiveOutput(alike[others].mean(), {"pairs": others.float().sum()})
+
+
+class WordCount(Objective):
+    """Tells from each prompt and each word how long the caption is: a mean over words, of each row by itself."""
+
+    name, Config = "words", NoConfig
+    alone = True
+
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        self.tell = nn.Linear(spec.clip.embed_dim, 1)
+
+    def needs(self):
+        return Needs(prompts=True)
+
+    def count(self, masks, batch):
+        return (batch.token_ids > 0).sum()
+
+    def forward(self, enc, batch):
+        words = batch.token_ids > 0
+        told = self.tell(enc.text_tokens + enc.prompts.values.mean(dim=1, keepdim=True)).squeeze(2)
+        loss = (told - words.sum(dim=1, keepdim=True)).square()[words].mean()
+        return ObjectiveOutput(loss, {"mean": told[words].mean()})
+
+
+class Darkness(Objective):
+    """Tells from each patch how dark its image is: a mean over the rows, each by itself."""
+
+    name, Config = "dark", NoConfig
+    alone = True
+
+    def __init__(self, config, spec):
+        super().__init__(config, spec)
+        self.tell = nn.Linear(spec.clip.embed_dim, 1)
+
+    def forward(self, enc, batch):
+        return ObjectiveOutput(
+            (self.tell(enc.image_tokens).mean(dim=(1, 2)) - batch.pixels.mean(dim=(1, 2, 3))).abs().mean()
+        )
+
+
+OWN = (Spread, WordCount, Darkness)
+
+EACH = {name: tiny.objectives(name) for name in OBJECTIVES}
+SEVERAL = {
+    **{f"recipe {name}": recipe.objectives for name, recipe in RECIPES.items()},
+    "own": tiny.objectives("spread", "words", "dark"),
+}
+CASES = {
+    **{name: Case(given) for name, given in EACH.items()},
+    **{f"{name}, uneven": Case(given, size=5) for name, given in (EACH | SEVERAL).items()},
+    **{f"{name}, in parts": Case(given, size=5, parts=2) for name, given in (EACH | SEVERAL).items()},
+    "masked captions": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True),
+    "masked captions, in parts": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True, parts=2),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What each case leaves, by its name, in each of two processes."""
+    return many.run_together(tmp_path_factory.mktemp("processes"), CASES, OWN)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_processes_together_take_the_step_of_one(name, outcomes, monkeypatch):
+    for kind in OWN:
+        monkeypatch.setitem(OBJECTIVES, kind.name, kind)
+    case = CASES[name]
+    expected = many.take_step(Case(case.objectives, case.size, masked=case.masked))
+    first, second = (process[name] for process in outcomes)
+    many.assert_same(expected, averaged(first, second))
+    assert any(gradient.abs().sum() > 0 for gradient in first.gradients.values() if gradient is not None)
+    for one, other in zip(first.gradients.values(), second.gradients.values()):
+        assert (one is None) is (other is None) and (one is None or torch.equal(one, other))
+    assert all(torch.equal(first.buffers[each], second.buffers[each]) for each in first.buffers)
+
+
+def averaged(*outcomes):
+    """An outcome with the mean of the losses that the processes report."""
+    mean = {name: sum(outcome.losses[name] for outcome in outcomes) / len(outcomes) for name in outcomes[0].losses}
+    total = sum(outcome.total for outcome in outcomes) / len(outcomes)
+    return many.Outcome(total, mean, outcomes[0].gradients, outcomes[0].buffers)
+
+
+@pytest.mark.parametrize("parts", ["uneven", "in parts"])
+def test_what_no_objective_reads_any_more_has_no_gradient(outcomes, parts):
+    left = outcomes[0][f"recipe synth, {parts}"].gradients
+    assert [name for name, gradient in left.items() if gradient is None] == ["objectives.itc.log_scale"]
+
+
+@pytest.mark.parametrize("parts", ["uneven", "in parts"])
+def test_the_batch_norm_knows_the_rows_of_all_processes(outcomes, parts):
+    buffers = outcomes[1][f"mgf, {parts}"].buffers
+    assert buffers["encoder.head.image_neck.num_batches_tracked"] == 3
+    assert buffers["encoder.head.image_neck.running_mean"].abs().sum() > 0
+
+
+def test_nothing_is_gathered_that_no_objective_reads(monkeypatch):
+    gathered = []
+    monkeypatch.setattr("tiprctl.objectives.composition.processes", lambda: 2)
+    monkeypatch.setattr("tiprctl.models.encodings.gather", lambda value, sizes: gathered.append(value) or value)
+    composition = Composition(tiny.encoder(), tiny.objectives("sdm", "id", "triplet", "tir", "mlm"), identities=3)
+    batch = many.batch(Case(()))
+    batch.share = Share.whole(6)
+    composition(batch, 0.0, torch.Generator().manual_seed(0))
+    features = [value for value in gathered if isinstance(value, Features)]
+    assert [value.vector.shape for value in features] == [(6, 16), (6, 16)]
+    assert [value is batch.pids for value in gathered if value not in features] == [True]
