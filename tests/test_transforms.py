@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from tiprctl.config import AugmentConfig
-from tiprctl.data.transforms import augment, erase, flip, jitter, shift
+from tiprctl.data.transforms import augment, erase_, flip, jitter, shift
 from tiprctl.pixels import MEAN, STD, normalise
 
 OFF = AugmentConfig(flip=0, pad=0, jitter=0, erase=0)
@@ -73,7 +75,7 @@ def test_jitter_scales_each_channel_within_its_bounds():
 
 def test_erase_fills_one_rectangle_of_the_asked_area():
     images = torch.ones(300, 3, 48, 24)
-    erased = erase(images, 0.5, (0.02, 0.4), (7.0, 8.0, 9.0), generator())
+    erased = erase_(images.clone(), 0.5, (0.02, 0.4), (7.0, 8.0, 9.0), generator())
     hidden = erased[:, 0] == 7
     shares = hidden.float().mean(dim=(1, 2))
     hit = shares > 0
@@ -94,3 +96,72 @@ def test_erasing_hides_under_the_mean_colour_unless_the_published_numbers_are_as
     assert (ours == 0).all(dim=1).flatten(1).any(dim=1).all()
     fill = torch.tensor(MEAN).view(1, 3, 1, 1)
     assert (published == fill).all(dim=1).flatten(1).any(dim=1).all()
+
+
+def uniform_on(values, low, high):
+    """Whether samples look uniform from `low` to `high`: their distribution is within Kolmogorov's bound of 0.1%."""
+    places = ((values.double().sort().values - low) / (high - low)).clamp(0, 1)
+    expected = (torch.arange(len(values), dtype=torch.float64) + 0.5) / len(values)
+    return (places - expected).abs().max() < 1.95 / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
+def test_rate_of_mirrored_images(probability):
+    count = 20_000
+    pixels = torch.tensor([0, 1], dtype=torch.uint8).expand(count, 3, 1, 2)
+    rate = flip(pixels, probability, generator())[:, 0, 0, 0].double().mean().item()
+    assert abs(rate - probability) <= 4 * (probability * (1 - probability) / count) ** 0.5
+
+
+def test_shifts_are_uniform_and_independent():
+    """A single bright pixel tells where each image went; all 21 x 21 places are as likely."""
+    count, reach, side = 40_000, 10, 21
+    pixels = torch.zeros(count, 1, side, side, dtype=torch.uint8)
+    pixels[:, :, reach, reach] = 1
+    where = shift(pixels, reach, generator()).flatten(1)
+    assert (where.sum(dim=1) == 1).all()
+    counts = where.argmax(dim=1).bincount(minlength=side**2).double()
+    expected = count / side**2
+    # Chi-squared with 440 degrees of freedom: mean 440, standard deviation 29.7.
+    assert abs(((counts - expected) ** 2 / expected).sum() - 440) < 4 * 29.7
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.4])
+def test_jitter_is_uniform_in_each_channel(strength):
+    factors = jitter(torch.full((4000, 3, 1, 1), 0.5), strength, generator()) / 0.5
+    for channel in factors.flatten(1).unbind(1):
+        assert uniform_on(channel, 1 - strength, 1 + strength)
+    correlation = torch.corrcoef(factors.flatten(1).T)
+    assert (correlation - torch.eye(3)).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_rate_of_erased_images(probability):
+    count = 4000
+    erased = erase_(torch.ones(count, 3, 16, 8), probability, (0.1, 0.3), (0.0, 0.0, 0.0), generator())
+    rate = (erased[:, 0] == 0).flatten(1).any(dim=1).double().mean().item()
+    assert abs(rate - probability) <= 4 * (probability * (1 - probability) / count) ** 0.5
+
+
+def test_area_aspect_and_place_of_what_is_erased():
+    """On a square image no rectangle of these areas is cut, so that they show the distributions they are drawn from."""
+    count, side, area = 2000, 200, (0.02, 0.25)
+    erased = erase_(torch.ones(count, 3, side, side), 1.0, area, (0.0, 0.0, 0.0), generator())
+    hidden = erased[:, 0] == 0
+    tall, wide = (hidden.any(dim=dim).sum(dim=1).double() for dim in (2, 1))
+    assert uniform_on(tall * wide / side**2, *area)
+    assert uniform_on((tall / wide).log(), math.log(0.3), math.log(3.3))
+    top, left = (hidden.any(dim=dim).int().argmax(dim=1).double() for dim in (2, 1))
+    assert uniform_on((top + 0.5) / (side - tall + 1), 0, 1)
+    assert uniform_on((left + 0.5) / (side - wide + 1), 0, 1)
+
+
+def test_pixels_that_are_erased_or_shifted_in_are_the_recipes():
+    """What is shifted in is black before it is normalised; what is erased is the mean after it."""
+    white = torch.full((200, 3, 12, 6), 255, dtype=torch.uint8)
+    black, bright = (normalise(torch.full((1, 3, 1, 1), value, dtype=torch.uint8)) for value in (0, 255))
+    config = AugmentConfig(pad=4, erase=0.5, erase_area=(0.1, 0.2))
+    changed = augment(white, config, generator())
+    kinds = [(changed - kind).abs().amax(dim=1) < 1e-6 for kind in (black, bright, torch.zeros(1, 3, 1, 1))]
+    assert torch.stack(kinds).sum(dim=0).eq(1).all()
+    assert all(kind.any() for kind in kinds)
