@@ -27,3 +27,4 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/drawing.py --quick
 	$(BIN)/python benchmarks/train_step.py --quick
 	$(BIN)/python benchmarks/encode.py --quick
+	$(BIN)/python benchmarks/memory.py --quick

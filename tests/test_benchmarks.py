@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -155,6 +156,51 @@ def test_encoding_is_measured_against_the_plain_encoder(benchmarks, monkeypatch,
     plain, ours = document["runs"][:2]
     assert ours["ratio"] == pytest.approx(ours["per_second"] / plain["per_second"])
     assert code == 0
+
+
+def test_the_memory_of_a_step_is_measured_in_each_way(benchmarks):
+    from memory import ways
+
+    found = [(way.name, way.execution.checkpoint_blocks, way.execution.accumulate) for way in ways(("bf16",), 3)]
+    assert found == [
+        ("as it is", False, 1),
+        ("--accumulate 3", False, 3),
+        ("--checkpoint-blocks", True, 1),
+        ("--checkpoint-blocks --accumulate 3", True, 3),
+    ]
+    assert [way.precision for way in ways(("fp32", "bf16"), 2)] == 4 * ["fp32"] + 4 * ["bf16"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a stretch")
+def test_the_memory_of_a_training_holds_its_weights_and_its_optimiser(benchmarks):
+    from _step import compose, configure
+    from memory import Way, weigh
+
+    from tiprctl.execution import Execution
+
+    weights = sum(4 * each.numel() for each in compose(configure("baseline", "tiny"), "cpu").parameters())
+    chosen = argparse.Namespace(recipe="baseline", model="tiny", batch=2, device="cpu", rounds=1, threads=1)
+    cost = weigh(Way("as it is", "fp32", Execution()), chosen)
+    # Weights, gradients and two moments of each; of the rest, kernels and their buffers are the larger part.
+    assert 4 * weights < cost.peak < 12 * weights
+    assert cost.seconds > 0
+
+
+@pytest.mark.parametrize("saving", [{"checkpoint_blocks": True}, {"accumulate": 2}])
+def test_what_saves_memory_is_carried_out(benchmarks, monkeypatch, saving):
+    from _step import OurStep, compose, configure, draw_batch
+
+    from tiprctl.execution import Execution
+    from tiprctl.models.clip import Block
+
+    config = configure("baseline", "tiny")
+    composition, passes = compose(config, "cpu"), []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, **kwargs: passes.append(len(x)) or forward(self, x, **kwargs))
+    step = OurStep(composition, config, draw_batch(config, 4, "cpu"), "cpu", Execution(**saving), ("fp32",))
+    step.take("fp32")
+    # Four blocks, each of which runs a second time; in two parts of the batch where it is divided.
+    assert passes == ([2] * 16 if "accumulate" in saving else [4] * 8)
 
 
 def test_goals_of_a_step(benchmarks):
