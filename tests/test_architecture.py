@@ -25,6 +25,7 @@ FLOORS = (
         "tiprctl.canvas",
         "tiprctl.pixels",
         "tiprctl.shares",
+        "tiprctl.transfer",
         "tiprctl.execution",
         "tiprctl.job",
         "tiprctl.distributed",
@@ -98,7 +99,9 @@ def test_terminal_libraries_stay_in_the_command_line(file):
 def test_pure_modules_import_torch_alone(file):
     allowed = sys.stdlib_module_names | {"torch"}
     foreign = {name for name in imports(file) if name.split(".")[0] not in allowed}
-    assert all(name.startswith(("tiprctl.losses", "tiprctl.errors", "tiprctl.shares")) for name in foreign)
+    assert all(
+        name.startswith(("tiprctl.losses", "tiprctl.errors", "tiprctl.shares", "tiprctl.transfer")) for name in foreign
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tiprctl.transfer import channels
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,5 +30,4 @@ def denormalise(pixels: Tensor) -> Tensor:
 
 def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, (3, 1, 1), on the device of `pixels`."""
-    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return mean, std
+    return channels(MEAN, pixels), channels(STD, pixels)

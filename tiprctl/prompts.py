@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer, row_lengths
+from tiprctl.transfer import to_device
 
 
 def prompt(phrase: str) -> str:
@@ -66,6 +67,4 @@ class Prompts:
 
     def to(self, device: torch.device) -> Prompts:
         """The same on `device`."""
-        return Prompts(
-            *(each.to(device, non_blocking=True) for each in (self.token_ids, self.index, self.found, self.labels))
-        )
+        return Prompts(*(to_device(each, device) for each in (self.token_ids, self.index, self.found, self.labels)))

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from tiprctl.shares import Share, integers, uniform
+from tiprctl.transfer import to_device
 
 MASKED, REPLACED = 0.8, 0.1
 """Of the chosen tokens, the share that becomes the mask token and the share that becomes a random one."""
@@ -36,8 +37,8 @@ def mask_tokens(
     """
     mask = mask_token(vocab_size)
     drawn = {"generator": generator, "share": share}
-    chance, kind = (uniform(*token_ids.shape, **drawn).to(token_ids.device) for _ in range(2))
-    random = integers(1, mask, *token_ids.shape, **drawn).to(token_ids.device)
+    chance, kind = (to_device(uniform(*token_ids.shape, **drawn), token_ids.device) for _ in range(2))
+    random = to_device(integers(1, mask, *token_ids.shape, **drawn), token_ids.device)
     words = (token_ids > 0) & (token_ids < mask)
     chosen = words & (chance < probability)
     none = ~chosen.any(dim=1) & words[:, 1]

@@ -19,6 +19,7 @@ from tiprctl.distributed import process, processes
 from tiprctl.prompts import Prompts
 from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer
+from tiprctl.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ class TrainingBatches:
             token_ids, labels = self.captions.draw(indices, of_captions)
             prompts = self.captions.prompts_of(indices)
             yield Batch(
-                pixels=augment(pixels.to(device, non_blocking=True), config.augment, of_images, share),
-                token_ids=share.of(token_ids).to(device, non_blocking=True),
-                pids=share.of(torch.from_numpy(self.pids[indices])).to(device, non_blocking=True),
-                token_labels=None if labels is None else share.of(labels).to(device, non_blocking=True),
+                pixels=augment(to_device(pixels, device), config.augment, of_images, share),
+                token_ids=to_device(share.of(token_ids), device),
+                pids=to_device(share.of(torch.from_numpy(self.pids[indices])), device),
+                token_labels=None if labels is None else to_device(share.of(labels), device),
                 prompts=None if prompts is None else prompts.share(share).to(device),
                 share=share,
             )

@@ -11,6 +11,7 @@ from torch.nn import functional
 from tiprctl.config import AugmentConfig
 from tiprctl.pixels import MEAN, normalise
 from tiprctl.shares import Share, uniform
+from tiprctl.transfer import channels, to_device
 
 
 def augment(pixels: Tensor, config: AugmentConfig, generator: Generator, share: Share | None = None) -> Tensor:
@@ -50,7 +51,7 @@ def jitter(images: Tensor, strength: float, generator: Generator, share: Share |
     if strength == 0:
         return images
     factors = 1 + strength * (2 * uniform(len(images), 3, 1, 1, generator=generator, share=share) - 1)
-    return (images * factors.to(images.device, non_blocking=True)).clamp(0, 1)
+    return (images * to_device(factors, images.device)).clamp(0, 1)
 
 
 def erase_(
@@ -76,7 +77,7 @@ def erase_(
     wide = (surface / ratio).sqrt().round().clamp(1, width)
     y, x = (y * (height - tall + 1)).floor(), (x * (width - wide + 1)).floor()
     boxes = torch.stack([y, y + tall, x, x + wide], dim=1).long().tolist()
-    colour = images.new_tensor(fill).view(3, 1, 1)
+    colour = channels(fill, images)
     for image, (top, bottom, left, right), hit in zip(images, boxes, (chosen < probability).tolist()):
         if hit:
             image[:, top:bottom, left:right] = colour

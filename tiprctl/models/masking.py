@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from tiprctl.shares import Share, uniform
+from tiprctl.transfer import channels, to_device
 
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
@@ -31,7 +32,7 @@ def random_keep(
     `ratio` is the part that is dropped, see `kept_patches`; `share` tells which rows of a batch these are.
     """
     noise = uniform(batch, patches, generator=generator, share=share)
-    return noise.argsort(dim=1)[:, : kept_patches(patches, ratio)].sort(dim=1).values.to(device)
+    return to_device(noise.argsort(dim=1)[:, : kept_patches(patches, ratio)].sort(dim=1).values, device)
 
 
 def hidden_patches(kept: Tensor, patches: int) -> Tensor:
@@ -63,5 +64,4 @@ def standardise(patches: Tensor) -> Tensor:
 
 def grey(pixels: Tensor) -> Tensor:
     """Images `(B, 3, H, W)` to their luma (ITU-R 601 weights), repeated to three channels."""
-    weights = pixels.new_tensor(GREY_WEIGHTS).view(3, 1, 1)
-    return (pixels * weights).sum(dim=1, keepdim=True).expand_as(pixels)
+    return (pixels * channels(GREY_WEIGHTS, pixels)).sum(dim=1, keepdim=True).expand_as(pixels)
