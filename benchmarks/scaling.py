@@ -1,0 +1,223 @@
+"""Memory and communication of training on many devices: arithmetic, from what one pair makes autograd keep.
+
+python benchmarks/scaling.py                    # ViT-B/16 and ViT-L/14 on 8 devices, batches of 128 to 4096: half a minute
+python benchmarks/scaling.py --processes 32
+python benchmarks/scaling.py --quick            # the tiny encoder
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from _report import Report, parser, publish, survey
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from tiprctl.models.clip import SIZES, Block, Clip, ClipConfig
+from tiprctl.precision import autocast
+
+MODELS = ("ViT-B-16", "ViT-L-14")
+BATCHES = (128, 256, 512, 1024, 2048, 4096)
+TYPES = {"fp32": None, "bf16": torch.bfloat16}
+FLOAT = 4
+"""Bytes of a float32, in which weights, gradients and the optimiser's states are held."""
+
+ADAM_STATES = 2
+BANDWIDTHS = {"10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9, "400 GB/s": 400e9}
+"""Bytes a second that a device sends: Ethernet, InfiniBand, NVLink."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's fixed bytes, and those that each pair of the batch adds to what autograd keeps."""
+
+    model: str
+    parameters: int
+    features: int
+    tokens: int
+    kept: Mapping[str, int]
+    checkpointed: Mapping[str, int]
+
+    @property
+    def weights(self) -> int:
+        return FLOAT * self.parameters
+
+    @property
+    def held(self) -> int:
+        """Weights, gradients and the optimiser's states."""
+        return (2 + ADAM_STATES) * self.weights
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a batch of `batch` pairs asks of each of `processes` devices, in bytes and seconds."""
+
+    model: str
+    batch: int
+    processes: int
+    pairs: int
+    memory: Mapping[str, int]
+    checkpointed: Mapping[str, int]
+    features: int
+    tokens: int
+    reduced: int
+    seconds: Mapping[str, float]
+
+
+def measure(model: str) -> Sizes:
+    """Run the towers of a model over one pair and two, with captions of full length, and see what autograd keeps."""
+    config = SIZES[model]
+    clip = Clip(config).train()
+    patches = config.grid[0] * config.grid[1]
+    return Sizes(
+        model,
+        parameters=sum(parameter.numel() for parameter in clip.parameters()),
+        features=2 * FLOAT * config.embed_dim,
+        tokens=FLOAT * config.embed_dim * (1 + patches + config.context_length),
+        kept={name: per_pair(partial(encode, clip, config), clip, dtype) for name, dtype in TYPES.items()},
+        checkpointed={name: checkpointed(clip, config, dtype) for name, dtype in TYPES.items()},
+    )
+
+
+def per_pair(run: Callable[[int], object], module: nn.Module, dtype: torch.dtype | None) -> int:
+    """Bytes that each further pair makes autograd keep; what does not grow with the batch, as cast weights, is left out."""
+    one, two = (kept_bytes(partial(run, pairs), module, dtype) for pairs in (1, 2))
+    return two - one
+
+
+def kept_bytes(run: Callable[[], object], module: nn.Module, dtype: torch.dtype | None) -> int:
+    """Bytes that autograd keeps of a forward pass for its backward pass, without the module's parameters."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(torch.device("cpu"), dtype):
+        # The result holds the graph until everything is counted.
+        result = run()
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    del result
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def encode(clip: Clip, config: ClipConfig, pairs: int) -> tuple[Any, Any]:
+    """The tokens of so many images and captions of full length."""
+    pixels = torch.zeros(pairs, 3, *config.image_size)
+    token_ids = torch.ones(pairs, config.context_length, dtype=torch.int64)
+    return clip.encode_image(pixels), clip.encode_text(token_ids)
+
+
+def checkpointed(clip: Clip, config: ClipConfig, dtype: torch.dtype | None) -> int:
+    """Bytes a pair where only what enters each block is kept, and one block at a time is computed again."""
+    towers = (
+        (clip.visual.transformer, 1 + config.grid[0] * config.grid[1], config.vision_width),
+        (clip.transformer, config.context_length, config.text_width),
+    )
+    for transformer, _, _ in towers:
+        transformer.checkpointed = True
+    outside = per_pair(partial(encode, clip, config), clip, dtype)
+    for transformer, _, _ in towers:
+        transformer.checkpointed = False
+    entering = sum(len(tower.resblocks) * length * width * FLOAT for tower, length, width in towers)
+    again = max(
+        per_pair(partial(_through, tower.resblocks[0], length, width), tower, dtype) for tower, length, width in towers
+    )
+    return outside + entering + again
+
+
+def _through(block: Block, length: int, width: int, pairs: int) -> Tensor:
+    return block(torch.zeros(pairs, length, width, requires_grad=True), causal=False)
+
+
+def load(sizes: Sizes, batch: int, processes: int) -> Load:
+    """What a batch of that size asks of each of so many processes."""
+    pairs = -(-batch // processes)
+    reduced = 2 * (processes - 1) * sizes.weights // processes
+    return Load(
+        sizes.model,
+        batch,
+        processes,
+        pairs,
+        memory={name: sizes.held + pairs * size for name, size in sizes.kept.items()},
+        checkpointed={name: sizes.held + pairs * size for name, size in sizes.checkpointed.items()},
+        features=batch * sizes.features,
+        tokens=batch * sizes.tokens,
+        reduced=reduced,
+        seconds={name: reduced / speed for name, speed in BANDWIDTHS.items()},
+    )
+
+
+def report(sizes: list[Sizes], batches: tuple[int, ...], processes: int) -> Report:
+    """The loads of all models and batches as a table."""
+    loads = [load(each, batch, processes) for each in sizes for batch in batches]
+    ways = [f"{way} {name}" for way in ("memory", "checkpointed") for name in TYPES]
+    return Report(
+        title=f"Training on {processes} devices, in GB a device; computed, not measured",
+        columns=["model, batch", "pairs", *ways, "features", "tokens"],
+        rows=[
+            [
+                f"{each.model}, {each.batch}",
+                str(each.pairs),
+                *(gigabytes(size) for size in (*each.memory.values(), *each.checkpointed.values())),
+                *(gigabytes(size) for size in (each.features, each.tokens)),
+            ]
+            for each in loads
+        ],
+        figures={"sizes": [asdict(each) for each in sizes], "loads": [asdict(each) for each in loads]},
+        notes=[
+            *(note for each in sizes for note in notes(each, load(each, batches[0], processes))),
+            "memory: that and the pairs' activations, of both towers over whole captions of 77 tokens. checkpointed: with "
+            "--checkpoint-blocks. Objectives with networks of their own, and what kernels take for a moment, come on top.",
+            "features, tokens: what a device has of all pairs once they are gathered, in float32.",
+        ],
+    )
+
+
+def notes(sizes: Sizes, anyone: Load) -> list[str]:
+    """A model's fixed bytes, those of a pair, and what is sent of its gradients whatever the batch, for people."""
+    states = ", ".join(
+        f"{name} {gigabytes(size)} GB"
+        for name, size in (
+            ("weights", sizes.weights),
+            ("gradients", sizes.weights),
+            ("Adam's states", ADAM_STATES * sizes.weights),
+        )
+    )
+    pairs = ", ".join(
+        f"{name} {sizes.kept[name] / 1e6:,.0f} MB, checkpointed {sizes.checkpointed[name] / 1e6:,.1f} MB"
+        for name in TYPES
+    )
+    sent = ", ".join(f"{seconds:.3f} s at {name}" for name, seconds in anyone.seconds.items())
+    return [
+        f"{sizes.model}: {sizes.parameters / 1e6:,.1f} M parameters; {states}",
+        f"  activations of a pair: {pairs}",
+        f"  gradients: a device sends {gigabytes(anyone.reduced)} GB a step, mostly behind the backward pass: {sent}",
+    ]
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.2f}" if size >= 1e7 else f"{size / 1e9:,.4f}"
+
+
+def options() -> argparse.Namespace:
+    made = parser(__doc__.splitlines()[0], quick="the tiny encoder alone")
+    made.add_argument("--processes", type=int, default=8, help="devices that train together (8)")
+    return made.parse_args()
+
+
+def main() -> None:
+    asked = options()
+    sizes = [measure(model) for model in (("tiny",) if asked.quick else MODELS)]
+    machine = survey(torch.get_num_threads())
+    publish(report(sizes, BATCHES, asked.processes), machine, as_json=asked.json)
+
+
+if __name__ == "__main__":
+    main()
