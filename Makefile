@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ranking.py --quick
 	$(BIN)/python benchmarks/drawing.py --quick
+	$(BIN)/python benchmarks/loader.py --quick
 	$(BIN)/python benchmarks/train_step.py --quick
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/memory.py --quick
