@@ -13,6 +13,7 @@ import torch
 from torch.distributed import TCPStore
 
 from tiprctl import job
+from tiprctl.cores import cores
 from tiprctl.errors import TiprError, UsageError
 from tiprctl.job import Place, Terminated, place, tell_once, termination
 from tiprctl.joining import joined
@@ -37,6 +38,15 @@ def test_the_place_is_the_one_that_torchrun_gave():
     given = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert place(given) == Place(process=5, processes=8, local=1, locals=4)
     assert place({"WORLD_SIZE": "8"}) == place({}) == Place(0, 1, 0, 1)
+
+
+def test_processes_of_a_machine_share_its_cores(second_of_two, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(9)), raising=False)
+    assert cores() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert cores() == 1
+    alone(monkeypatch)
+    assert cores() == 9
 
 
 def test_a_process_alone_tells_each_time(monkeypatch):
