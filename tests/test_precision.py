@@ -1,10 +1,28 @@
-import pytest
-import torch
+from statistics import mean
 
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from typer.testing import CliRunner
+
+from tiprctl.cli.app import app
+from tiprctl.config import override
+from tiprctl.data.manifest import read_manifest
+from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import UsageError
+from tiprctl.objectives.composition import Composition
 from tiprctl.precision import amp_dtype, autocast, find_device
+from tiprctl.recipes import RECIPES, find_recipe
+from tiprctl.training import Trainer
 
 CPU = torch.device("cpu")
+HALVES = (torch.bfloat16, torch.float16)
+DELICATE = {
+    *("_softmax", "_log_softmax", "log", "exp", "sqrt"),
+    *("native_layer_norm", "native_batch_norm", "linalg_vector_norm"),
+}
+"""The kernels that softmax, logarithms and norms come down to."""
 
 
 def test_modes_name_their_types():
@@ -22,6 +40,21 @@ def test_auto_takes_what_the_gpu_computes_natively(monkeypatch, native, expected
     assert amp_dtype("auto", torch.device("cuda")) is expected
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("unit", ["avx512_bf16", "amx_bf16"])
+def test_auto_takes_bfloat16_on_the_cpu_for_training_where_it_is_native(monkeypatch, unit, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", unit: native})
+    assert amp_dtype("auto", CPU, training=True) is (torch.bfloat16 if native else None)
+    assert amp_dtype("auto", CPU) is None
+    assert amp_dtype("off", CPU, training=True) is None
+
+
+def test_the_built_in_recipe_learns_in_float32_everywhere():
+    on_synth = [find_recipe(name, "synth-pedes") for name in (None, *RECIPES)]
+    assert {config.amp for config in on_synth} == {"off"}
+    assert {config.amp for name, config in RECIPES.items() if name != "synth"} == {"auto"}
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_autocast_changes_matrix_products_only_when_asked(dtype):
     with autocast(CPU, dtype):
@@ -34,3 +67,66 @@ def test_a_device_that_is_not_there_is_explained():
     for name in ("tpu9", "cuda:77"):
         with pytest.raises(UsageError, match=rf"'{name}' cannot be used[\s\S]*--device"):
             find_device(name)
+
+
+class Watched(TorchDispatchMode):
+    """Keeps the names of delicate kernels, and of those given half precision, beneath the casts of autocast itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.half = set(), set()
+
+    def __torch_dispatch__(self, operation, types, given=(), named=None):
+        name = operation.overloadpacket.__name__
+        if name in DELICATE:
+            self.seen.add(name)
+            if any(isinstance(each, torch.Tensor) and each.dtype in HALVES for each in given):
+                self.half.add(name)
+        return operation(*given, **named or {})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_autocast_leaves_softmax_logarithms_and_norms_to_float32(recipe):
+    config, kernels = RECIPES[recipe], Watched()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        composition = Composition(tiny.encoder(head=config.model.head), config.objectives, identities=3).train()
+    for progress in (0.0, 0.99):
+        with kernels, autocast(CPU, torch.bfloat16):
+            losses = composition(tiny.batch(), progress, torch.Generator().manual_seed(0))
+        assert losses.total.dtype == torch.float32
+    assert kernels.half == set()
+    assert kernels.seen >= {"native_layer_norm", "linalg_vector_norm", "_log_softmax", "exp"}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A small synth-pedes, drawn and pruned."""
+    root = tmp_path_factory.mktemp("people") / "synth-pedes"
+    numbers = ("--ids", "13", "--val-ids", "0", "--test-ids", "0", "--workers", "1")
+    drawn = CliRunner().invoke(app, ["prepare", "synth-pedes", "--root", str(root), *numbers])
+    assert drawn.exit_code == 0, drawn.output
+    manifest = read_manifest(root)
+    prune_captions(manifest, "hanta")
+    return manifest
+
+
+@pytest.mark.parametrize("recipe", ["synth", "irra", "sen"])
+def test_in_bfloat16_the_losses_of_50_steps_are_within_1_percent_of_those_in_float32(people, tmp_path, recipe):
+    config = find_recipe(recipe, "synth-pedes")
+    epochs = 50 / (len(people.captions) // 8)
+    config = override(config, {"batch_size": 8, "epochs": epochs, "model.image_size": (32, 16), "select_on": "last"})
+    weights = {each.name: each.weight for each in config.objectives}
+
+    def losses(amp):
+        training = Trainer(override(config, {"amp": amp}), people, tmp_path / amp, device=CPU)
+        training.batches.images.keep_if_small()
+        while training.progress.epoch < training.epochs:
+            for step in training.take_steps():
+                yield sum(weights[name] * float(loss) for name, loss in step.losses.items() if name in weights)
+            training.progress.epoch, training.progress.step = training.progress.epoch + 1, 0
+
+    full, half = list(losses("off")), list(losses("bf16"))
+    assert len(full) == len(half) == 50
+    assert full != half
+    assert mean(half) == pytest.approx(mean(full), rel=0.01)
