@@ -1,5 +1,7 @@
 """Two processes that share a batch do what one does with the whole of it: they are started for real, once for all."""
 
+from collections import Counter
+
 import many
 import pytest
 import tiny
@@ -9,7 +11,6 @@ from torch import nn
 
 from tiprctl.config import frozen
 from tiprctl.models.encodings import Needs
-from tiprctl.models.heads.base import Features
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 from tiprctl.objectives.composition import Composition
@@ -128,14 +129,21 @@ def test_the_batch_norm_knows_the_rows_of_all_processes(outcomes, parts):
     assert buffers["encoder.head.image_neck.running_mean"].abs().sum() > 0
 
 
-def test_nothing_is_gathered_that_no_objective_reads(monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["sdm", "id", "triplet", "tir", "mlm"], {"vectors": 2, "pids": 1}),
+        # Features and global tokens; of the prompts the tokens, which are there, and which are the same.
+        (["scvd"], {"vectors": 4, "pids": 1, "patches": 1, "prompts": 1, "of prompts": 2}),
+    ],
+)
+def test_nothing_is_gathered_that_no_objective_reads(names, expected, monkeypatch):
+    kinds = {(6, 16): "vectors", (6,): "pids", (6, 9, 16): "patches", (6, 3, 16): "prompts", (6, 3): "of prompts"}
     gathered = []
     monkeypatch.setattr("tiprctl.objectives.composition.processes", lambda: 2)
-    monkeypatch.setattr("tiprctl.models.encodings.gather", lambda value, sizes: gathered.append(value) or value)
-    composition = Composition(tiny.encoder(), tiny.objectives("sdm", "id", "triplet", "tir", "mlm"), identities=3)
+    monkeypatch.setattr("tiprctl.models.encodings.gather", lambda rows, sizes: gathered.append(rows) or rows)
+    encoder = tiny.encoder(head="division" if "scvd" in names else "global")
     batch = many.batch(Case(()))
     batch.share = Share.whole(6)
-    composition(batch, 0.0, torch.Generator().manual_seed(0))
-    features = [value for value in gathered if isinstance(value, Features)]
-    assert [value.vector.shape for value in features] == [(6, 16), (6, 16)]
-    assert [value is batch.pids for value in gathered if value not in features] == [True]
+    Composition(encoder, tiny.objectives(*names), identities=3)(batch, 0.0, torch.Generator().manual_seed(0))
+    assert Counter(kinds[tuple(rows.shape)] for rows in gathered) == expected

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -52,18 +52,11 @@ def first_goes_ahead() -> Iterator[None]:
         anyone(False)
 
 
-def gather(value: Any, sizes: Sequence[int]) -> Any:
-    """The rows of all processes in their order, of tensors and of dataclasses that hold them; gradients go back.
-
-    `sizes`: how many rows each process has. What is neither a tensor nor a dataclass is everybody's own.
-    """
+def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows `(sum of sizes, ...)` of all processes in their order, of which each has so many; gradients go back."""
     if len(sizes) == 1:
-        return value
-    if isinstance(value, Tensor):
-        return _Rows.apply(value, tuple(sizes)) if value.is_floating_point() else _gathered(value, sizes)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{each.name: gather(getattr(value, each.name), sizes) for each in fields(value)})
-    return value
+        return rows
+    return _Rows.apply(rows, tuple(sizes)) if rows.is_floating_point() else _gathered(rows, sizes)
 
 
 def total(value: Tensor) -> Tensor:
@@ -85,9 +78,12 @@ def averaging(module: nn.Module) -> nn.Module:
     """
     if processes() == 1:
         return module
-    return DistributedDataParallel(
-        module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
+    with warnings.catch_warnings():
+        # Newer releases of torch have another name for `broadcast_buffers`, which older ones do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
 
 
 def unaveraged(module: nn.Module, *, when: bool) -> AbstractContextManager:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from tiprctl.config import MOST_PHRASES
-from tiprctl.distributed import gather, processes
+from tiprctl.distributed import gather
 from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
@@ -199,17 +199,22 @@ class Encodings(Views):
 
 
 class Gathered:
-    """The rows of a whole batch, of which `own` holds this process's share; each view is gathered when first read.
+    """The rows of a whole batch, of which `own` holds this process's share; each tensor is gathered when first read.
 
-    All processes are to read the same views in the same order.
+    What holds tensors, such as `Tokens`, is gathered as far as it is read. All processes are to read the same in the
+    same order.
     """
 
-    def __init__(self, own: Any, total: int):
+    def __init__(self, own: Any, sizes: Sequence[int]):
         self._own = own
-        self._sizes = [len(share) for share in Share.whole(total).split(processes())]
+        self._sizes = sizes
 
     def __getattr__(self, name: str) -> Any:
-        value = gather(getattr(self._own, name), self._sizes)
+        value = getattr(self._own, name)
+        if isinstance(value, Tensor):
+            value = gather(value, self._sizes)
+        elif is_dataclass(value):
+            value = Gathered(value, self._sizes)
         setattr(self, name, value)
         return value
 

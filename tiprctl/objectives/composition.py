@@ -27,6 +27,7 @@ from tiprctl.models.encodings import (
 )
 from tiprctl.objectives import find_objective
 from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput, Role
+from tiprctl.shares import Share
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class Composition(nn.Module):
         """What the terms that look at the whole batch make of the encodings of all processes."""
         everyones, whole = own, batch
         if processes() > 1:
-            everyones, whole = GatheredEncodings(own, batch.share.total), Gathered(batch, batch.share.total)
+            sizes = [len(share) for share in Share.whole(batch.share.total).split(processes())]
+            everyones, whole = GatheredEncodings(own, sizes), Gathered(batch, sizes)
         return {term.name: term.loss(everyones, whole) for term in terms if term.alone is None}
 
     def apart(self, terms: Iterable[Term], rows: Encodings, batch: PairBatch, masks: Masks, counts: Counts) -> Outputs:
