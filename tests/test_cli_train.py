@@ -205,6 +205,31 @@ def test_settings_meant_for_new_runs_do_not_stop_a_resumed_one(home, monkeypatch
     run("train", "--resume", "runs/a")
 
 
+def test_how_a_training_is_carried_out_is_kept_and_may_change_when_it_is_resumed(home):
+    levers = ("--checkpoint-blocks", "--accumulate", "2", "--deterministic")
+    said = run("train", *MINIATURE, "--output", "runs/a", *levers).stderr
+    assert "--deterministic: kernels" in said
+    kept = json.loads((home / "runs" / "a" / "run.json").read_text())
+    assert kept["execution"].items() >= {
+        ("compile", False),
+        ("checkpoint_blocks", True),
+        ("accumulate", 2),
+        ("deterministic", True),
+        ("device", "cpu"),
+        ("precision", "float32"),
+    }
+    assert not kept["config"].keys() & kept["execution"].keys()
+    (home / "runs" / "a" / "result.json").unlink()
+    run("train", "--resume", "runs/a", "--accumulate", "1", "--checkpoint-blocks")
+    refused = run("train", "--resume", "runs/a", "--amp", "bf16", exit_code=2).stderr
+    assert "its own data set and settings" in refused
+
+
+def test_a_batch_cannot_be_taken_in_more_parts_than_it_has_rows(home):
+    refused = run("train", *MINIATURE, "--accumulate", "5", exit_code=2).stderr
+    assert "--accumulate" in refused
+
+
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(home, monkeypatch):
     from tiprctl.cli import train
 

@@ -328,3 +328,31 @@ def test_other_faults_are_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="DefaultCPUAllocator: ") as caught:
         torch.empty(2**50)
     assert out_of_memory(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("names", [("sdm", "id"), ("sdm", "id", "tir", "triplet")], ids=["baseline", "sen"])
+def test_no_step_waits_for_the_gpu(cuhk_manifest, tmp_path, names):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = override(tiny.recipe(), {"objectives": [{"name": name} for name in names], "amp": "bf16"})
+    training = Trainer(config, cuhk_manifest, tmp_path, device=torch.device("cuda"))
+    steps = training.take_steps()
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_two_deterministic_trainings_on_a_gpu_are_equal_bit_by_bit(cuhk_manifest, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = override(tiny.recipe(), {"objectives": [{"name": name} for name in ("sdm", "id", "tir", "triplet")]})
+    for name in ("one", "two"):
+        execution = Execution(deterministic=True)
+        Trainer(config, cuhk_manifest, tmp_path / name, device=torch.device("cuda"), execution=execution).run()
+    one, two = (read_checkpoint(tmp_path / name / LAST)[0] for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
