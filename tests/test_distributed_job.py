@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from console import run
 
 from tiprctl.checkpoint import load_encoder
@@ -95,9 +96,21 @@ def test_two_processes_train_as_one_does_and_speak_with_one_voice():
     assert_same_training("runs/two")
     assert done.stdout == "runs/two\n"
     assert len(re.findall("^ +[12]/2 ", done.stderr, re.MULTILINE)) == 2
+    assert "Warning" not in done.stderr
     assert done.stderr.count("Trained in") == done.stderr.count("recipe synth") == 1
     assert {file.name for file in Path("runs/two").iterdir()} == {file.name for file in Path("runs/one").iterdir()}
     assert Path("runs/latest").resolve().name == "two"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_and_evaluate_as_one_process_does():
+    without_device = TRAIN[: TRAIN.index("--device")]
+    done = job(*without_device, "--set", "amp=off", "--output", "runs/gpus")
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(losses("runs/one"), losses("runs/gpus"), strict=True):
+        assert two == pytest.approx(one, rel=1e-2)
+    assert job("eval", "runs/gpus", "--json").returncode == 0
 
 
 def test_eval_in_two_processes_gives_the_figures_of_one():
