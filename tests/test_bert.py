@@ -18,6 +18,7 @@ from tiprctl.config import ModelConfig, override
 from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.models import bert, bert_weights
 from tiprctl.models.bert_weights import load_bert
+from tiprctl.models.compilation import checkpoint_blocks
 from tiprctl.models.embedder import over_captions
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives.base import Role
@@ -182,6 +183,24 @@ def test_both_towers_learn_slowly_and_gradients_reach_them(tower):
     idle = {name for name, each in encoder.bert.named_parameters() if each.grad is None}
     assert not idle
     assert encoder.clip.visual.conv1.weight.grad.any()
+
+
+def test_checkpointed_layers_give_the_same_gradients_and_dropout(saved):
+    def gradients(tower):
+        torch.manual_seed(0)
+        read(tower)[1].values.square().sum().backward()
+        return {name: each.grad for name, each in tower.named_parameters()}
+
+    with torch.random.fork_rng(devices=[]):
+        plain, checkpointed = (load_bert(str(saved)).train() for _ in range(2))
+        expected = gradients(plain)
+        checkpoint_blocks(checkpointed)
+        calls, layer = [], checkpointed.model.encoder.layer[0]
+        layer.output.register_forward_pre_hook(lambda *_: calls.append(1))
+        found = gradients(checkpointed)
+    assert len(calls) == 2
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
 def trainer(manifest, folder, weights, listener=None, **changes) -> Trainer:
