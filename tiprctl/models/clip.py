@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tiprctl.errors import UsageError, unknown_name
+from tiprctl.models.attention import dot_product_attention
 from tiprctl.models.tokens import Tokens, caption_masks
 
 POSITION_STD = 0.02
@@ -188,8 +189,7 @@ class Attention(nn.Module):
         """
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=2))
-        mask = None if visible is None else visible[:, None, None]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+        mixed = dot_product_attention(query, key, value, visible=visible, causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     @torch.no_grad()
