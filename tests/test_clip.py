@@ -290,3 +290,26 @@ def test_tokens_that_are_not_visible_change_nothing_for_the_others():
     torch.testing.assert_close(seen[0, :3], transformer(x[:1, :3])[0])
     torch.testing.assert_close(seen[1, [0, 2, 3, 4]], transformer(x[1:, [0, 2, 3, 4]])[0])
     torch.testing.assert_close(transformer(x, torch.ones_like(visible)), transformer(x))
+
+
+@torch.no_grad()
+def test_the_global_tokens_alone_are_those_among_the_others():
+    model = build()
+    pixels, token_ids = random_inputs()
+    token_ids[0, 5:] = torch.tensor([token_ids.max(), *[0] * (token_ids.shape[1] - 6)])
+    seen, read = model.see(pixels, alone=True), model.read(token_ids, alone=True)
+    assert seen.values.shape[1] == read.values.shape[1] == 1
+    torch.testing.assert_close(seen.whole, model.see(pixels).whole)
+    torch.testing.assert_close(read.whole, model.read(token_ids).whole)
+
+
+def test_gradients_of_the_global_tokens_are_equal_when_they_come_alone():
+    model = build()
+    pixels, token_ids = random_inputs()
+    found = []
+    for alone in (False, True):
+        model.zero_grad()
+        whole = model.see(pixels, alone=alone).whole, model.read(token_ids, alone=alone).whole
+        torch.cat(whole).square().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=2e-4)

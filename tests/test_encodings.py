@@ -11,6 +11,8 @@ from tiprctl.objectives.composition import Composition
 from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
 
+ALL_TOKENS = Needs(image_tokens=True, text_tokens=True)
+
 
 def generator():
     return torch.Generator().manual_seed(0)
@@ -73,7 +75,7 @@ def test_needs_merge_and_conflict_by_name():
 def test_global_features_are_the_class_and_the_end_token():
     encoder, batch = tiny.encoder(), tiny.batch()
     batch.token_ids[0, 4:] = torch.tensor([99, 0, 0, 0, 0])
-    encodings = encode(encoder, batch, Needs(), generator())
+    encodings = encode(encoder, batch, ALL_TOKENS, generator())
     assert torch.equal(encodings.image, encodings.image_tokens[:, 0])
     assert torch.equal(encodings.text[0], encodings.text_tokens[0, 4])
     assert torch.equal(encodings.text[1], encodings.text_tokens[1, 8])
@@ -138,7 +140,7 @@ def test_captions_that_came_masked_are_their_own_masked_view(monkeypatch):
 def test_padded_captions_reach_the_whole_context_with_equal_features():
     encoder, batch = tiny.encoder(), tiny.batch()
     short, long = (encode(encoder, batch, Needs(padded_text=padded), generator()) for padded in (False, True))
-    assert long.text_tokens.shape[1] == long.token_ids.shape[1] == 77
+    assert long.token_ids.shape[1] == 77
     torch.testing.assert_close(long.text, short.text)
 
 
@@ -185,7 +187,7 @@ def test_prompts_that_nobody_reads_are_not_encoded(monkeypatch):
 
 def test_prompts_change_no_other_view():
     encoder, batch = tiny.encoder(), prompted()
-    needs = Needs(masked_image=ImageMask(0.5), masked_text=TextMask(0.5))
+    needs = Needs(masked_image=ImageMask(0.5), masked_text=TextMask(0.5)).merge(ALL_TOKENS)
     plain, more = (encode(encoder, batch, each, generator()) for each in (needs, needs.merge(Needs(prompts=True))))
     for view in ("token_ids", "text_tokens", "image_tokens", "kept", "masked_text_tokens", "token_labels"):
         assert torch.equal(getattr(plain, view), getattr(more, view))
@@ -214,3 +216,23 @@ def test_pairs_are_made_once_and_where_they_are_read_alone(monkeypatch):
     torch.testing.assert_close(encodings.related.scores, expected.scores)
     assert encodings.related.scores.shape == (3, 3)
     assert len(calls) == 1
+
+
+def test_tokens_that_no_objective_asked_for_are_left_out_with_equal_features():
+    encoder, batch = tiny.encoder(), tiny.batch()
+    alone, all_tokens = (encode(encoder, batch, needs, generator()) for needs in (Needs(), ALL_TOKENS))
+    assert alone.images.values.shape == alone.captions.values.shape == (6, 1, 16)
+    torch.testing.assert_close(alone.similarity, all_tokens.similarity)
+
+
+@pytest.mark.parametrize("view", ["image_tokens", "text_tokens"])
+def test_reading_tokens_that_were_left_out_says_how_to_get_them(view):
+    encodings = encode(tiny.encoder(), tiny.batch(), Needs(), generator())
+    with pytest.raises(UsageError, match=rf"made alone\n{view}\n.*Needs\({view}=True\)"):
+        getattr(encodings, view)
+
+
+def test_a_head_that_reads_tokens_gets_them_unasked():
+    encodings = encode(tiny.encoder(head="parts"), tiny.batch(), Needs(), generator())
+    assert encodings.image_tokens.shape == (6, 9, 16)
+    assert encodings.text_tokens.shape == (6, 9, 16)

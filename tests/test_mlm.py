@@ -68,9 +68,9 @@ def test_the_published_method_encodes_the_caption_whole_and_masked(step):
 
 
 def test_needs_the_masked_caption_and_padding_only_where_it_is_looked_at():
-    assert compose().needs(0.0) == Needs(masked_text=TextMask(0.15))
+    assert compose().needs(0.0) == Needs(masked_text=TextMask(0.15), image_tokens=True)
     needs = compose(mlm(ratio=0.3, attend_padding=True)).needs(0.0)
-    assert needs == Needs(masked_text=TextMask(0.3), padded_text=True)
+    assert needs == Needs(masked_text=TextMask(0.3), image_tokens=True, padded_text=True)
 
 
 def test_words_are_scored_only_where_a_token_is_masked():

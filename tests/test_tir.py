@@ -131,8 +131,9 @@ def test_the_loss_can_be_that_of_standardised_patches():
 
 
 def test_needs_the_grey_view_and_padding_only_where_it_is_looked_at():
-    assert compose().needs(0.0) == Needs(masked_image=ImageMask(0.7))
-    assert compose(tir(mask_ratio=0.5, attend_padding=True)).needs(0.0) == Needs(ImageMask(0.5), padded_text=True)
+    assert compose().needs(0.0) == Needs(masked_image=ImageMask(0.7), text_tokens=True)
+    needs = compose(tir(mask_ratio=0.5, attend_padding=True)).needs(0.0)
+    assert needs == Needs(ImageMask(0.5), text_tokens=True, padded_text=True)
 
 
 def test_tokens_stand_at_their_own_patches():
@@ -164,7 +165,8 @@ def test_the_length_of_the_padding_changes_nothing():
     composition, batch = compose(), tiny.batch()
     objective = composition.objectives["tir"]
     short = objective.restore(encoded(composition, batch))
-    padded = encode(composition.encoder, batch, Needs(ImageMask(0.7), padded_text=True), generator())
+    needs = composition.needs(0.0).merge(Needs(padded_text=True))
+    padded = encode(composition.encoder, batch, needs, generator())
     torch.testing.assert_close(objective.restore(padded), short)
 
 

@@ -197,7 +197,7 @@ def _describe(embedder: Embedder, captions: Sequence[str], progress: Meter) -> _
     token_ids = torch.from_numpy(embedder.tokenizer(captions))
     with progress("Encoding", len(token_ids) + len(prompts.token_ids), "sentences") as advance:
         text, distinct = (
-            over_captions(lambda ids: embedder.read(ids).whole, each, advance)
+            over_captions(lambda ids: embedder.read(ids, alone=True).whole, each, advance)
             for each in (token_ids, prompts.token_ids)
         )
     return _Described(text, distinct, prompts.index.to(embedder.device), prompts.found.to(embedder.device))

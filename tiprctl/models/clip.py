@@ -187,10 +187,22 @@ class Attention(nn.Module):
 
         Without `causal`, it sees those that are `visible` (B, L), or all.
         """
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=2))
+        query, key, value = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
         mixed = dot_product_attention(query, key, value, visible=visible, causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def at(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
+        """What `forward` makes of the token at `place` (B,) alone, `(B, W)`; it sees what is `visible` (B, L)."""
+        width, rows = x.shape[2], torch.arange(len(x), device=x.device)
+        query_weight, context_weight = self.in_proj_weight.tensor_split([width])
+        query_bias, context_bias = self.in_proj_bias.tensor_split([width])
+        (query,) = self._heads(F.linear(x[rows, place], query_weight, query_bias)[:, None], 1)
+        key, value = self._heads(F.linear(x, context_weight, context_bias), 2)
+        return self.out_proj(dot_product_attention(query, key, value, visible=visible).flatten(1))
+
+    def _heads(self, projected: Tensor, parts: int) -> Iterable[Tensor]:
+        """The queries, keys or values that lie side by side in `projected` (B, L, parts W), each `(B, H, L, W / H)`."""
+        return (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(parts, dim=2))
 
     @torch.no_grad()
     def gaze(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -232,6 +244,11 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), causal=causal, visible=visible)
         return x + self.mlp(self.ln_2(x))
 
+    def at(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
+        """What `forward` makes of the token at `place` (B,) alone, `(B, W)`; see `Attention.at`."""
+        token = x[torch.arange(len(x), device=x.device), place] + self.attn.at(self.ln_1(x), place, visible)
+        return token + self.mlp(self.ln_2(token))
+
     def gaze(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
         """How much the token at `place` (B,) looks at each of `x` (B, L, W) in this block; see `Attention.gaze`."""
         return self.attn.gaze(self.ln_1(x), place, visible)
@@ -259,6 +276,13 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens `(B, L, W)` to `(B, L, W)`; those that are not `visible` (B, L) are never looked at."""
         return self._run(self.resblocks, x, visible)
+
+    def at(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The token at `place` (B,) alone of what `forward` makes, `(B, 1, W)`: the last block works for no other.
+
+        A causal stack cannot look past a token; `visible` is to say so.
+        """
+        return self.resblocks[-1].at(self._run(self.resblocks[:-1], x, visible), place, visible)[:, None]
 
     def attend(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `forward`, and how much the token at `place` (B,) looks at each token in the last block, `(B, L)`.
@@ -311,9 +335,13 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.zeros(width, config.embed_dim)) if config.text_tower else None
 
-    def forward(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, pixels: Tensor, keep: Tensor | None = None, *, alone: bool = False) -> Tensor:
         """See `Clip.encode_image`."""
-        return self._project(self.transformer(self._embed(pixels, keep)))
+        x = self._embed(pixels, keep)
+        if not alone:
+            return self._project(self.transformer(x))
+        class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self._project(self.transformer.at(x, class_token))
 
     def attend(self, pixels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and how much the token at `place` (B,) looks at each in the last block, `(B, 1 + N)`."""
@@ -382,41 +410,53 @@ class Clip(nn.Module):
         alone.load_state_dict({name: tensors[name] for name in alone.state_dict()}, assign=True)
         return alone
 
-    def encode_image(self, pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+    def encode_image(self, pixels: Tensor, keep: Tensor | None = None, *, alone: bool = False) -> Tensor:
         """Normalised images `(B, 3, H, W)` to tokens `(B, 1 + N, D)`: the global one, then the patches row by row.
 
         With `keep`, indices `(B, K)` of patches from 0 to N - 1, only these and the class token enter the blocks, each
-        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`.
+        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`. With `alone` the global token is all
+        that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the images are not of the size that the model is made for.
         """
-        return self.visual(pixels, keep)
+        return self.visual(pixels, keep, alone=alone)
 
-    def encode_text(self, token_ids: Tensor) -> Tensor:
+    def encode_text(self, token_ids: Tensor, *, alone: bool = False) -> Tensor:
         """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
 
-        Attention is causal, so padding after the end token, or its absence, changes nothing before it.
+        Attention is causal, so padding after the end token, or its absence, changes nothing before it. With `alone` the
+        global token is all that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the rows are longer than the context.
         """
-        return self._project(self.transformer(self._embed(token_ids)))
+        x = self._embed(token_ids)
+        if not alone:
+            return self._project(self.transformer(x))
+        ends = token_ids.argmax(dim=1)
+        visible, _ = caption_masks(ends, token_ids.shape[1])
+        return self._project(self.transformer.at(x, ends, visible))
 
-    def see(self, pixels: Tensor, *, attention: bool = False) -> Tokens:
-        """All tokens of `encode_image`, with the attention of the class token only where it is asked for."""
+    def see(self, pixels: Tensor, *, attention: bool = False, alone: bool = False) -> Tokens:
+        """All tokens of `encode_image`, with the attention of the class token only where it is asked for.
+
+        With `alone` the class token comes without the others.
+        """
         place = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
         if not attention:
-            return Tokens(self.encode_image(pixels), place)
+            return Tokens(self.encode_image(pixels, alone=alone), place, complete=not alone)
         values, gaze = self.visual.attend(pixels, place)
         return Tokens(values, place, attention=gaze)
 
-    def read(self, token_ids: Tensor, *, attention: bool = False) -> Tokens:
+    def read(self, token_ids: Tensor, *, attention: bool = False, alone: bool = False) -> Tokens:
         """The tokens of `encode_text`, with the attention of the end token only where it is asked for.
 
-        The end token, which has the largest id, is the global one.
+        The end token, which has the largest id, is the global one; with `alone` it comes without the others.
         """
         ends, gaze = token_ids.argmax(dim=1), None
+        if alone:
+            return Tokens(self.encode_text(token_ids, alone=True), torch.zeros_like(ends), complete=False)
         visible, words = caption_masks(ends, token_ids.shape[1])
         if attention:
             x, gaze = self.transformer.attend(self._embed(token_ids), ends, visible)

@@ -102,10 +102,10 @@ class Embedder:
         with self.inference():
             return self.encoder.see(self._normalised(pixels))
 
-    def read(self, token_ids: Tensor) -> Tokens:
-        """The tokens of captions `(B, L)`."""
+    def read(self, token_ids: Tensor, *, alone: bool = False) -> Tokens:
+        """The tokens of captions `(B, L)`; with `alone` the global one only, unless the head reads the others."""
         with self.inference():
-            return self.encoder.read(token_ids.to(self.device, non_blocking=True))
+            return self.encoder.read(token_ids.to(self.device, non_blocking=True), alone=alone)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -70,13 +70,17 @@ class TextMask:
 class Needs:
     """The views of a batch that an objective wants beside the plain image and caption.
 
-    `padded_text`: captions padded to the whole context, for those published decoders that attend to padding. `prompts`:
-    the prompts of the captions' phrases, which the batch must bring. `pairs`: what a head that reranks makes of every
-    image with every caption and its prompts, which then are there too; the composition refuses it with other heads.
+    `image_tokens`, `text_tokens`: all tokens of the images, of the captions; without, a head that reads the global ones
+    alone gets these only, at less work. `padded_text`: captions padded to the whole context, for those published
+    decoders that attend to padding. `prompts`: the prompts of the captions' phrases, which the batch must bring.
+    `pairs`: what a head that reranks makes of every image with every caption and its prompts, which then are there too;
+    the composition refuses it with other heads.
     """
 
     masked_image: ImageMask | None = None
     masked_text: TextMask | None = None
+    image_tokens: bool = False
+    text_tokens: bool = False
     padded_text: bool = False
     prompts: bool = False
     pairs: bool = False
@@ -137,13 +141,17 @@ class Views:
 
     @property
     def image_tokens(self) -> Tensor:
-        """All tokens of the images, `(B, 1+N, D)`."""
-        return self.images.values
+        """All tokens of the images, `(B, 1+N, D)`.
+
+        Raises:
+            UsageError: no objective has said that it needs them.
+        """
+        return _all_tokens(self.images, "image_tokens")
 
     @property
     def text_tokens(self) -> Tensor:
-        """All tokens of the captions, `(B, L, D)`."""
-        return self.captions.values
+        """All tokens of the captions, `(B, L, D)`; raises as `image_tokens`."""
+        return _all_tokens(self.captions, "text_tokens")
 
     @property
     def image(self) -> Tensor:
@@ -223,6 +231,16 @@ class GatheredEncodings(Gathered, Views):
     """The encodings of a batch whose shares are encoded by several processes."""
 
 
+def _all_tokens(tokens: Tokens, need: str) -> Tensor:
+    if not tokens.complete:
+        raise UsageError(
+            "An objective reads all tokens, and the global ones were made alone",
+            where=need,
+            remedy=f"Let its `needs` return Needs({need}=True).",
+        )
+    return tokens.values
+
+
 def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Encodings:
     """Encode the images and captions of a batch, and each further view that is needed, once.
 
@@ -258,7 +276,8 @@ def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: M
     """As `encode`, with masks that are drawn already."""
     token_ids = _token_ids(encoder, batch, needs)
     # The plain views come first: those who encode them twice then draw the same dropout, whatever else is needed.
-    images, captions = encoder.see(batch.pixels), encoder.read(token_ids)
+    images = encoder.see(batch.pixels, alone=not (needs.image_tokens or needs.pairs))
+    captions = encoder.read(token_ids, alone=not (needs.text_tokens or needs.masked_text))
     prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
     masked_text_tokens = None
     if needs.masked_text:
@@ -317,7 +336,8 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
             where="captions.phrases",
             remedy=f"Train with some for each caption: `--set captions.phrases={MOST_PHRASES}`.",
         )
-    return EncodedPrompts(encoder.read(prompts.token_ids).whole[prompts.index], prompts.found, prompts.labels)
+    values = encoder.read(prompts.token_ids, alone=True).whole[prompts.index]
+    return EncodedPrompts(values, prompts.found, prompts.labels)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

@@ -17,7 +17,8 @@ class Tokens:
     and False for padding, None where all does; `attention` (B, L) how much the global token looks at each in the
     tower's last block, averaged over the heads and without gradient, None where the head does not ask for it.
     `words` (B, L), True for what is neither padding nor a mark such as start and end, None where a tower makes no
-    marks; `context`, the most tokens that the tower makes, however short this batch is; None: as many as here.
+    marks; `context`, the most tokens that the tower makes, however short this batch is; None: as many as here. Where
+    the global token was asked for alone there is no other (L = 1), and `complete` is False.
     """
 
     values: Tensor
@@ -26,6 +27,7 @@ class Tokens:
     attention: Tensor | None = None
     words: Tensor | None = None
     context: int | None = None
+    complete: bool = True
 
     @cached_property
     def whole(self) -> Tensor:

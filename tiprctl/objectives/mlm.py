@@ -59,7 +59,8 @@ class MaskedLanguageModelling(Objective):
             nn.init.zeros_(linear.bias)
 
     def needs(self) -> Needs:
-        return Needs(masked_text=TextMask(self.config.ratio), padded_text=self.config.attend_padding)
+        mask = TextMask(self.config.ratio)
+        return Needs(masked_text=mask, image_tokens=True, padded_text=self.config.attend_padding)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """As in the published code, the norms between the modules learn as the towers do."""

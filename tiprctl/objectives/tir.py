@@ -73,7 +73,8 @@ class TextGuidedRestoration(Objective):
             nn.init.zeros_(linear.bias)
 
     def needs(self) -> Needs:
-        return Needs(masked_image=ImageMask(self.config.mask_ratio), padded_text=self.config.attend_padding)
+        mask = ImageMask(self.config.mask_ratio)
+        return Needs(masked_image=mask, text_tokens=True, padded_text=self.config.attend_padding)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """As in the published code, only what relates image and text learns fast."""

@@ -47,12 +47,14 @@ class Head(nn.Module):
     """Base of all heads.
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, embed_dim)`, which sets `width` (F),
-    and `image` and `text`. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at
-    pairs, and so gives `relate`.
+    and `image` and `text`. `reads_whole`: whether these two read `Tokens.whole` alone, so that the towers are spared the
+    other tokens. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at pairs, and
+    so gives `relate`.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]
+    reads_whole: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
     reranks: ClassVar[bool] = False
     width: int

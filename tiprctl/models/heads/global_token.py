@@ -16,6 +16,7 @@ class GlobalToken(Head):
     """Global features without parameters; `width` is the towers' embedding width."""
 
     name, Config = "global", GlobalConfig
+    reads_whole = True
 
     def image(self, tokens: Tokens) -> Features:
         return Features(tokens.whole)
