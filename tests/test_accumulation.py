@@ -86,7 +86,7 @@ class Dropping(DualEncoder):
         super().__init__(clip)
         self.read_so_far = []
 
-    def read(self, token_ids):
+    def read(self, token_ids, **asked):
         tokens = super().read(token_ids)
         values = torch.nn.functional.dropout(tokens.values, training=self.training)
         self.read_so_far.append(values.detach())

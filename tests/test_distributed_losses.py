@@ -45,7 +45,7 @@ class WordCount(Objective):
         self.tell = nn.Linear(spec.clip.embed_dim, 1)
 
     def needs(self):
-        return Needs(prompts=True)
+        return Needs(prompts=True, text_tokens=True)
 
     def count(self, masks, batch):
         return (batch.token_ids > 0).sum()
@@ -66,6 +66,9 @@ class Darkness(Objective):
     def __init__(self, config, spec):
         super().__init__(config, spec)
         self.tell = nn.Linear(spec.clip.embed_dim, 1)
+
+    def needs(self):
+        return Needs(image_tokens=True)
 
     def forward(self, enc, batch):
         return ObjectiveOutput(

@@ -136,9 +136,8 @@ class InParts(Gradients):
     @torch.no_grad()
     def _plain(self, part: _Part, needs: Needs) -> Encodings:
         """The views of a part that are not masked."""
-        plain = replace(needs, masked_image=None, masked_text=None)
         with self._forward(part.seed):
-            return encode_masked(self.composition.encoder, part.batch, plain, Masks())
+            return encode_masked(self.composition.encoder, part.batch, needs, Masks())
 
     def _apart(
         self,

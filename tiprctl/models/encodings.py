@@ -273,15 +273,17 @@ def draw_masks(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: 
 
 
 def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: Masks) -> Encodings:
-    """As `encode`, with masks that are drawn already."""
+    """As `encode`, with masks that are drawn already; masked views of what has no mask are left out."""
     token_ids = _token_ids(encoder, batch, needs)
     # The plain views come first: those who encode them twice then draw the same dropout, whatever else is needed.
     images = encoder.see(batch.pixels, alone=not (needs.image_tokens or needs.pairs))
     captions = encoder.read(token_ids, alone=not (needs.text_tokens or needs.masked_text))
     prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
     masked_text_tokens = None
-    if needs.masked_text:
-        masked_text_tokens = captions.values if masks.masked_ids is None else encoder.clip.encode_text(masks.masked_ids)
+    if masks.masked_ids is not None:
+        masked_text_tokens = encoder.clip.encode_text(masks.masked_ids)
+    elif masks.token_labels is not None:
+        masked_text_tokens = captions.values
     return Encodings(
         token_ids=token_ids,
         images=images,
@@ -325,8 +327,8 @@ def _token_ids(encoder: DualEncoder, batch: PairBatch, needs: Needs) -> Tensor:
 
 
 def _masked_image(encoder: DualEncoder, pixels: Tensor, mask: ImageMask | None, kept: Tensor | None) -> Tensor | None:
-    """The tokens of the visible patches; nothing without a mask."""
-    return None if mask is None else encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept)
+    """The tokens of the visible patches; nothing where none were drawn."""
+    return None if kept is None else encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept)
 
 
 def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
