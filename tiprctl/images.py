@@ -40,7 +40,7 @@ def open_image(path: str | Path) -> Image.Image:
         ImageError: the file is missing, empty, damaged, of no known format, or has more than `MAX_PIXELS` pixels.
     """
     with _opened(Path(path)) as image:
-        return _upright_rgb(image)
+        return _upright_rgb(image).copy()
 
 
 def load_pixels(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -106,15 +106,15 @@ def _too_large(path: Path) -> ImageError:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode, turn upright and convert to RGB."""
+    """Decode, turn upright and convert to RGB; `image` itself where it needs no conversion, as most need none."""
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        return _high_byte(upright).convert("RGB")
-    if upright.has_transparency_data:
-        canvas = Image.new("RGBA", upright.size, BACKGROUND)
-        return Image.alpha_composite(canvas, upright.convert("RGBA")).convert("RGB")
-    return upright.convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        return _high_byte(image).convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, BACKGROUND)
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,16 +13,37 @@ from tiprctl.transfer import channels
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
+_TOGETHER = 1 << 17
+"""Numbers that are normalised together on the CPU: half a megabyte of them stays in a core's own cache."""
+
 
 def normalise(pixels: Tensor) -> Tensor:
     """Images `(B, 3, H, W)`, uint8 or float in 0 to 1, to CLIP's normalised float32."""
     if pixels.dtype == torch.uint8:
-        # Once in floats, in place: to make room for each of several copies takes longer than all the arithmetic.
-        images = pixels.float().div_(255)
-        mean, std = _statistics(images)
-        return images.sub_(mean).div_(std)
+        return _normalised(pixels)
     mean, std = _statistics(pixels)
     return (pixels - mean) / std
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    """`normalise` of uint8 images: on the CPU a few at a time, so that memory is written once, and read once."""
+    images = _room(pixels)
+    mean, std = _statistics(images)
+    together = len(pixels) if images.is_cuda else max(1, _TOGETHER // math.prod(pixels.shape[1:]))
+    for some, source in zip(images.split(together), pixels.split(together)):
+        some.copy_(source).div_(255).sub_(mean).div_(std)
+    return images
+
+
+def _room(like: Tensor) -> Tensor:
+    """A float32 tensor of the shape and on the device of `like`, not filled.
+
+    On the CPU the memory is NumPy's, which asks Linux for huge pages where an array is large and torch does not: to get
+    a batch page by page takes longer than all the arithmetic.
+    """
+    if like.device.type == "cpu":
+        return torch.from_numpy(np.empty(like.shape, np.float32))
+    return torch.empty_like(like, dtype=torch.float32)
 
 
 def denormalise(pixels: Tensor) -> Tensor:
