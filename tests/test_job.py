@@ -16,7 +16,7 @@ from tiprctl import job
 from tiprctl.cores import cores
 from tiprctl.errors import TiprError, UsageError
 from tiprctl.job import Place, Terminated, place, tell_once, termination
-from tiprctl.joining import joined
+from tiprctl.process_group import joined
 
 
 def alone(monkeypatch):
@@ -111,7 +111,7 @@ def test_each_process_has_its_own_gpu(second_of_two, monkeypatch):
 
 
 def test_processes_that_do_not_meet_are_told_where(second_of_two, monkeypatch):
-    monkeypatch.setattr("tiprctl.joining.TIMEOUT", job.timedelta(seconds=1))
+    monkeypatch.setattr("tiprctl.process_group.TIMEOUT", job.timedelta(seconds=1))
     monkeypatch.setattr(signal, "alarm", lambda seconds: 0)
     port = os.environ["MASTER_PORT"]
     with pytest.raises(TiprError, match="do not find each other") as error, joined("cpu", print):

@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, and what they exchange."""
+"""What the processes of a joined job exchange: rows, sums, gradients and answers; alone, all of it does nothing."""
 
 from __future__ import annotations
 

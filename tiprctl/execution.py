@@ -1,4 +1,4 @@
-"""How a training is carried out on a machine, beside its device."""
+"""The levers of a training that change how it is carried out and not what is learnt, and what a machine refuses of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A job of several processes, as torchrun starts them: which of them this one is, and how it ends with one message.
+"""A job as torchrun starts it, seen from outside the process group: which process this is, and one last message of all.
 
-Only the environment and torchrun's own store are used here, so that all this works before the processes have met and
-after they have lost each other; what they exchange while they work is in `tiprctl.distributed`.
+Only the environment and torchrun's own store are used here, so that all this works before the processes have met
+(`tiprctl.process_group`) and after they have lost each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A batch shared among processes, and by each among the parts of its step.
+"""Which rows of a batch are a process's, or those of one part of its step; and random numbers for these rows alone.
 
 Random numbers are drawn for the whole batch and every share takes its own: a batch meets the same chance however it is
 shared.

@@ -78,7 +78,7 @@ def evaluate(
         raise UsageError(
             "Ranks are saved for one model and one data set", where="--save-ranks", remedy="Name one of each."
         )
-    from tiprctl.joining import joined
+    from tiprctl.process_group import joined
 
     with joined(device, render.last_error) as job:
         measured = list(_measured(models, Asked(data, root, split, rerank, workers, job.device, save_ranks)))

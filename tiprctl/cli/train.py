@@ -136,7 +136,7 @@ def train(
 
     from tiprctl.cli.training_view import TrainingView
     from tiprctl.execution import Execution
-    from tiprctl.joining import joined
+    from tiprctl.process_group import joined
     from tiprctl.training import Trainer
 
     execution = Execution(

@@ -20,7 +20,7 @@ from tiprctl.data.tagging import classify, find_tagger, prune
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path, check_writable
 from tiprctl.interrupt import stop_signal
-from tiprctl.processes import process_map
+from tiprctl.worker_pool import process_map
 
 FILE_NAME = "captions_pruned.parquet"
 PARTIAL_NAME = "captions_pruned.partial.parquet"

@@ -27,7 +27,7 @@ from tiprctl.data.synth_pedes.people import Person, families, unique_people
 from tiprctl.data.synth_pedes.wording import HARD, USUAL, Manner, describe
 from tiprctl.errors import InputError, UsageError
 from tiprctl.files import write_text
-from tiprctl.processes import process_map
+from tiprctl.worker_pool import process_map
 
 _PREFIX = ".rendering-"
 

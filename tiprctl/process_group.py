@@ -1,4 +1,7 @@
-"""A process joins the others of its job and leaves them: its device, the process group, and what a lost process means."""
+"""The process group of a torchrun job: how a process joins the others, on its device, and leaves them or loses one.
+
+What the processes exchange between the two is in `tiprctl.distributed`.
+"""
 
 from __future__ import annotations
 

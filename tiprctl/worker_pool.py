@@ -1,4 +1,4 @@
-"""Work spread over processes."""
+"""A `map` over helping processes of this one, as for drawing many pictures; a job of torchrun's is another thing."""
 
 from __future__ import annotations
 
