@@ -3,8 +3,9 @@ import os
 
 import pytest
 
+from tiprctl import files
 from tiprctl.errors import InputError
-from tiprctl.files import atomic_path, check_writable, write_text
+from tiprctl.files import atomic_path, check_writable, sole_writer, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -49,3 +50,56 @@ def test_what_could_not_be_written_is_known_before(tmp_path):
             check_writable(target)
     check_writable(tmp_path / "new" / "deep" / "file.txt")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def no_locks(handle, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("locks", ["locks", "no module", "no locks on this disk"])
+def test_there_is_one_writer_at_a_time(tmp_path, monkeypatch, locks):
+    if locks == "no module":
+        monkeypatch.setattr(files, "fcntl", None)
+    elif locks == "no locks on this disk":
+        monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    target = tmp_path / "file.bin"
+    with sole_writer(target):
+        with pytest.raises(InputError) as caught, sole_writer(target):
+            pytest.fail("there are two")
+        with sole_writer(tmp_path / "other.bin"):
+            pass
+        assert os.listdir(tmp_path) == ["file.lock"]
+    assert caught.value.what.startswith(f"Another process is writing this file: {os.getpid()} on ")
+    assert caught.value.where == str(target)
+    assert "remove file.lock" in caught.value.remedy
+    with pytest.raises(KeyboardInterrupt), sole_writer(target):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_file_without_its_owner_counts_only_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    (tmp_path / "file.lock").write_text("1 on nowhere, and much longer than the next")
+    with sole_writer(tmp_path / "file.bin"):
+        assert (tmp_path / "file.lock").read_text().startswith(f"{os.getpid()} on ")
+        assert "nowhere" not in (tmp_path / "file.lock").read_text()
+    (tmp_path / "file.lock").write_text("1 on nowhere")
+    monkeypatch.setattr(files, "fcntl", None)
+    with pytest.raises(InputError, match="1 on nowhere"), sole_writer(tmp_path / "file.bin"):
+        pass
+
+
+def test_a_lock_that_its_owner_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    lock = tmp_path / "file.lock"
+    locked, calls = files._locked, []
+
+    def removed_before_the_first(handle, *, own):
+        calls.append(handle)
+        if len(calls) == 1:
+            lock.unlink()
+        return locked(handle, own=own)
+
+    monkeypatch.setattr(files, "_locked", removed_before_the_first)
+    lock.touch()
+    with sole_writer(tmp_path / "file.bin"):
+        assert len(calls) == 2
+        assert lock.read_text()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from PIL import Image
 from tiprctl.data import decoding, image_cache
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.image_cache import cache_file, cache_images, find_image_cache
+from tiprctl.data.manifest import write_manifest
 from tiprctl.errors import ImageError, InputError
 from tiprctl.evaluation import EvaluationData
 from tiprctl.images import load_pixels
@@ -280,6 +283,68 @@ def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(cuhk_manifest,
     decoded.clear()
     cache_images(cuhk_manifest, SIZE)
     assert len(decoded) == 10
+
+
+WRITER = """
+import sys, time
+from tiprctl.data import image_cache
+from tiprctl.data.manifest import read_manifest
+
+load = image_cache.load_pixels
+
+def slow(path, size):
+    # Not before somebody has read that this process is at work, and at the end for long.
+    print("decoding", flush=True)
+    sys.stdin.readline()
+    return load(path, size)
+
+image_cache.load_pixels = slow
+image_cache._SAVE_EVERY = 4
+image_cache.cache_images(read_manifest(sys.argv[1]), (16, 8))
+"""
+
+
+@pytest.fixture
+def writer(cuhk_manifest):
+    """Another process that writes the cache, as soon as it has begun; it decodes an image for each line that it gets."""
+    write_manifest(cuhk_manifest)
+    command = [sys.executable, "-c", WRITER, str(cuhk_manifest.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "decoding\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_and_spoils_nothing(cuhk_manifest, writer):
+    with pytest.raises(InputError, match=f"Another process is writing this file: {writer.pid} on ") as caught:
+        cache_images(cuhk_manifest, SIZE)
+    assert caught.value.where == str(cache_file(cuhk_manifest.root, SIZE))
+    assert caught.value.remedy.startswith("Wait until it is done.")
+    writer.communicate("\n" * 16, timeout=60)
+    assert writer.returncode == 0
+    for name in ("train", "val", "test"):
+        split = cuhk_manifest.split(name)
+        images = DecodedImages.of(split, SIZE)
+        assert images.cache is not None
+        assert torch.equal(next(iter(images.in_order(20))), expected(split))
+    assert [path.name for path in cuhk_manifest.root.glob("pixels*")] == ["pixels-16x8.cache"]
+
+
+def test_what_a_killed_process_began_another_finishes(cuhk_manifest, writer):
+    writer.stdin.write("\n" * 6)
+    writer.stdin.flush()
+    for _ in range(6):
+        writer.stdout.readline()
+    writer.kill()
+    writer.wait()
+    told: list = []
+    cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert told[0] == (16, 4)
+    assert torch.equal(
+        next(iter(DecodedImages.of(cuhk_manifest.split("train"), SIZE).in_order(20))),
+        expected(cuhk_manifest.split("train")),
+    )
+    assert [path.name for path in cuhk_manifest.root.glob("pixels*")] == ["pixels-16x8.cache"]
 
 
 class Warned(Listener):

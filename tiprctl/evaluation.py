@@ -15,7 +15,7 @@ from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.data.token_cache import TokenCache
-from tiprctl.distributed import first_goes_ahead, first_makes, gather, process, processes, total
+from tiprctl.distributed import first_goes_ahead, first_makes, gather, process, processes
 from tiprctl.meter import Meter, unseen
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
@@ -88,16 +88,9 @@ class EvaluationData:
         self.split = split
         self.images = DecodedImages.of(split, image_size, workers=workers)
         self._token_ids: dict[Tokenizer, Tensor] = {}
-        self._own_images, self._own_captions = _own(len(self.images)), _own(len(split.captions))
-        self._mine = self._decoded(image_size, workers)
-
-    def _decoded(self, image_size: tuple[int, int], workers: int | None) -> DecodedImages:
-        """The images that this process encodes."""
-        own = self._own_images
-        if len(own) == own.total:
-            return self.images
-        paths = self.split.image_paths[own.start : own.stop]
-        return DecodedImages.of(replace(self.split, image_paths=paths), image_size, workers=workers)
+        self._own_images = own = _own(len(self.images))
+        self._own_captions = _own(len(split.captions))
+        self._mine = self.images if processes() == 1 else self.images.part(slice(own.start, own.stop))
 
     @property
     def items(self) -> int:
@@ -145,12 +138,8 @@ def rerank_shared(
     best, _ = top_ranks(own.of(features.text), features.image, first)
     mine = rerank(embedder, captions[own.start : own.stop], data.images, best, progress=progress)
     sizes = _sizes(len(captions))
-    return replace(
-        mine,
-        indices=gather(mine.indices, sizes),
-        scores=gather(mine.scores, sizes),
-        images=int(total(torch.tensor(mine.images))),
-    )
+    indices = gather(mine.indices, sizes)
+    return replace(mine, indices=indices, scores=gather(mine.scores, sizes), images=len(indices.unique()))
 
 
 def _own(rows: int) -> Share:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
+from typing import TextIO
 
 from tiprctl.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 
 @contextmanager
@@ -62,6 +69,72 @@ def check_writable(target: str | Path) -> None:
             pass
     except OSError as error:
         raise _cannot_write(target, error) from error
+
+
+@contextmanager
+def sole_writer(target: Path) -> Iterator[None]:
+    """Within the block no other process is in such a block for the same `target`: who comes second is refused.
+
+    A file beside it, `.lock`, tells who the first is, and is locked. The system takes the lock from a process that is
+    killed. Where there are no such locks (Windows, some network file systems) the file itself is the lock, which a
+    killed process leaves behind.
+
+    Raises:
+        InputError: another process is at it. OSError: the folder cannot be written.
+    """
+    lock = target.with_suffix(".lock")
+    with _acquired(lock, target) as handle:
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            if fcntl is None:
+                # There an open file cannot be removed.
+                handle.close()
+            # Before the lock ends, lest it be another's that is removed.
+            lock.unlink(missing_ok=True)
+
+
+def _acquired(lock: Path, target: Path) -> TextIO:
+    """The lock file, open and locked."""
+    while True:
+        try:
+            handle, own = lock.open("x+", encoding="utf-8"), True
+        except FileExistsError:
+            try:
+                handle, own = lock.open("r+", encoding="utf-8"), False
+            except FileNotFoundError:
+                continue
+        if not _locked(handle, own=own):
+            with handle:
+                raise _written_by_another(target, lock, handle.read())
+        if lock.exists() and os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+            return handle
+        # It was removed by its owner after it had been opened here.
+        handle.close()
+
+
+def _locked(handle: TextIO, *, own: bool) -> bool:
+    """Whether this process could lock the file; where files cannot be locked, whether it is this process's `own`."""
+    if fcntl is None:
+        return own
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return own
+    return True
+
+
+def _written_by_another(target: Path, lock: Path, owner: str) -> InputError:
+    return InputError(
+        f"Another process is writing this file: {owner or 'one that has just begun'}",
+        where=target,
+        remedy=f"Wait until it is done. If it runs no more, remove {lock.name} and start again.",
+    )
 
 
 def _cannot_write(target: Path, error: OSError) -> InputError:

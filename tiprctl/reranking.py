@@ -41,8 +41,8 @@ TAGGED_AT_ONCE = 64
 class Reranking:
     """The first K images of each of Q captions in their new order, and what that cost.
 
-    `indices` (Q, K) int64 and the head's `scores` (Q, K) float32, best first, on the CPU; `images`, how many were
-    encoded again, each once; `seconds`, all told.
+    `indices` (Q, K) int64 and the head's `scores` (Q, K) float32, best first, on the CPU; `images`, how many different
+    ones were encoded again, once by each process that asks for them; `seconds`, all told, of this process.
     """
 
     indices: Tensor
@@ -197,7 +197,7 @@ def _describe(embedder: Embedder, captions: Sequence[str], progress: Meter) -> _
     token_ids = torch.from_numpy(embedder.tokenizer(captions))
     with progress("Encoding", len(token_ids) + len(prompts.token_ids), "sentences") as advance:
         text, distinct = (
-            over_captions(lambda ids: embedder.read(ids, alone=True).whole, each, advance)
+            over_captions(lambda ids: embedder.read(ids, whole_only=True).whole, each, advance)
             for each in (token_ids, prompts.token_ids)
         )
     return _Described(text, distinct, prompts.index.to(embedder.device), prompts.found.to(embedder.device))

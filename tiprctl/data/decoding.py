@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -61,6 +62,11 @@ class DecodedImages:
         """The images of a split, from its data set's image cache where there is one that fits."""
         cache, remark = find_image_cache(split, size)
         return cls(split.image_paths, size, workers=workers, cache=cache, remark=remark)
+
+    def part(self, some: slice) -> DecodedImages:
+        """Some of the images, from the same cache; what they keep in memory is theirs."""
+        cache = None if self.cache is None else replace(self.cache, rows=self.cache.rows[some])
+        return DecodedImages(self.paths[some], self.size, workers=self.workers, cache=cache)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -4,7 +4,8 @@ The file `pixels-<height>x<width>.cache` holds two NumPy arrays (format .npy) on
 and `pixels` (N, 3, H, W) uint8. A stamp tells the image file whose pixels are in that row, by its path below the data
 set's folder, its size and the time of its last change, so that a row is found again, and trusted, by its stamp alone:
 the folder may move and the manifest may change. Until the file is whole it is called `.partial`, and rows that are not
-written yet have the stamp 0.
+written yet have the stamp 0. One process at a time writes it: a second one would empty the pixels of rows that the first
+is about to stamp.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 from tiprctl.data.manifest import Manifest, Split
 from tiprctl.data.pruning import Progress
 from tiprctl.errors import InputError
+from tiprctl.files import sole_writer
 from tiprctl.images import load_pixels
 from tiprctl.interrupt import stop_signal
 
@@ -94,7 +96,7 @@ def cache_images(
 
     Raises:
         ImageError: an image cannot be read; those before it are saved.
-        InputError: the disk is full, or the folder cannot be written.
+        InputError: the disk is full, the folder cannot be written, or another process is writing the same cache.
         KeyboardInterrupt: Ctrl-C; what was decoded is saved.
     """
     target = cache_file(manifest.root, size)
@@ -104,7 +106,7 @@ def cache_images(
     if np.array_equal(_saved(target, len(paths), size), wanted):
         return target
     layout = _Layout.of(len(paths), size)
-    with _writing(unfinished):
+    with _writing(unfinished), sole_writer(target):
         saved = _saved(unfinished, len(paths), size)
         left = np.flatnonzero(saved != wanted)
         _check_space(unfinished, len(left) * layout.row_bytes)
