@@ -115,9 +115,9 @@ class Clock:
         """Take the time of each pass through the towers from now on: image, masked image, text."""
         encode_image = clip.encode_image
 
-        def image(pixels: Tensor, keep: Tensor | None = None) -> Tensor:
+        def image(pixels: Tensor, keep: Tensor | None = None, **named: Any) -> Tensor:
             with self("image" if keep is None else "masked image"):
-                return encode_image(pixels, keep)
+                return encode_image(pixels, keep, **named)
 
         clip.encode_image = image
         self.watch(clip, "encode_text", "text")

@@ -65,11 +65,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Rate:
-    """Items a second, and of the ceiling; `ratio`: how many times as fast as the plain encoder in float32."""
+    """Items a second and the share of the ceiling; `flops` are those that this way of encoding does itself.
+
+    `ratio`: how many times as fast as the plain encoder in the first precision.
+    """
 
     work: Work
     name: str
     precision: str
+    flops: float
     per_second: float
     share: float
     ratio: float | None
@@ -132,6 +136,7 @@ def measure(work: Work, precisions: tuple[str, ...], rounds: int, device: str, c
         Rate(
             work,
             *run,
+            flops=flops[run[0]],
             per_second=work.batch / each,
             share=share_of_ceiling(each, flops[run[0]], ceiling[run[1]]),
             ratio=first / each if run != runs[0] else None,
@@ -163,6 +168,7 @@ def as_figures(rate: Rate) -> dict[str, object]:
         "name": rate.name,
         "precision": rate.precision,
         "batch": rate.work.batch,
+        "flops": rate.flops,
         "per_second": rate.per_second,
         "share_of_ceiling": rate.share,
         "ratio": rate.ratio,
