@@ -297,7 +297,7 @@ def test_the_global_tokens_alone_are_those_among_the_others():
     model = build()
     pixels, token_ids = random_inputs()
     token_ids[0, 5:] = torch.tensor([token_ids.max(), *[0] * (token_ids.shape[1] - 6)])
-    seen, read = model.see(pixels, alone=True), model.read(token_ids, alone=True)
+    seen, read = model.see(pixels, whole_only=True), model.read(token_ids, whole_only=True)
     assert seen.values.shape[1] == read.values.shape[1] == 1
     torch.testing.assert_close(seen.whole, model.see(pixels).whole)
     torch.testing.assert_close(read.whole, model.read(token_ids).whole)
@@ -307,9 +307,9 @@ def test_gradients_of_the_global_tokens_are_equal_when_they_come_alone():
     model = build()
     pixels, token_ids = random_inputs()
     found = []
-    for alone in (False, True):
+    for whole_only in (False, True):
         model.zero_grad()
-        whole = model.see(pixels, alone=alone).whole, model.read(token_ids, alone=alone).whole
+        whole = model.see(pixels, whole_only=whole_only).whole, model.read(token_ids, whole_only=whole_only).whole
         torch.cat(whole).square().sum().backward()
         found.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*found, rtol=1e-3, atol=2e-4)

@@ -38,7 +38,7 @@ class WordCount(Objective):
     """Tells from each prompt and each word how long the caption is: a mean over words, of each row by itself."""
 
     name, Config = "words", NoConfig
-    alone = True
+    by_row = True
 
     def __init__(self, config, spec):
         super().__init__(config, spec)
@@ -61,7 +61,7 @@ class Darkness(Objective):
     """Tells from each patch how dark its image is: a mean over the rows, each by itself."""
 
     name, Config = "dark", NoConfig
-    alone = True
+    by_row = True
 
     def __init__(self, config, spec):
         super().__init__(config, spec)

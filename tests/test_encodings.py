@@ -4,6 +4,7 @@ import torch
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.errors import UsageError
+from tiprctl.models.embedder import over_captions
 from tiprctl.models.encodings import ImageMask, Needs, TextMask, encode
 from tiprctl.models.masking import grey, random_keep
 from tiprctl.objectives.base import Objective, ObjectiveOutput
@@ -12,6 +13,11 @@ from tiprctl.prompts import Prompts
 from tiprctl.token_masking import mask_tokens
 
 ALL_TOKENS = Needs(image_tokens=True, text_tokens=True)
+
+
+def test_captions_of_which_there_is_none_have_features_as_wide_as_any():
+    token_ids = tiny.batch().token_ids[:0]
+    assert over_captions(tiny.encoder().text_features, token_ids).shape == (0, 16)
 
 
 def generator():

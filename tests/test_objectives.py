@@ -177,6 +177,13 @@ def test_objectives_of_a_group_share_the_loss_that_they_define(monkeypatch):
         compose(first, replace(second, weight=2))
 
 
+def test_objectives_that_share_a_loss_agree_on_whether_it_goes_by_row(monkeypatch):
+    for name, by_row in (("first", False), ("second", True)):
+        monkeypatch.setitem(OBJECTIVES, name, type(name, (Sharing,), {"name": name, "by_row": by_row}))
+    with pytest.raises(UsageError, match=r"first\+second share one loss, and only some of them are `by_row`"):
+        compose(*tiny.objectives("first", "second"))
+
+
 class Pairing(Objective):
     """Needs the pairs of a head, whichever head it is."""
 

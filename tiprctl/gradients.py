@@ -124,7 +124,7 @@ class InParts(Gradients):
         self, batch: PairBatch, parts: Sequence[_Part], needs: Needs, terms: Sequence[Term], seed: int
     ) -> tuple[Losses, dict[str, Tensor]]:
         """The losses that look at the whole batch, and their gradients by the views whose tokens have one."""
-        if all(term.alone is not None for term in terms):
+        if all(term.by_row is not None for term in terms):
             return Losses.of(terms, {}), {}
         leaves = _leaves(joined([self._plain(part, needs) for part in parts]))
         with self._forward(seed):

@@ -121,10 +121,10 @@ class Bert(nn.Module):
         old = self.model.gradient_checkpointing_enable
         getattr(self.model, "activation_checkpointing_enable", old)({"use_reentrant": False})
 
-    def read(self, token_ids: Tensor, *, attention: bool = False, alone: bool = False) -> Tokens:
+    def read(self, token_ids: Tensor, *, attention: bool = False, whole_only: bool = False) -> Tokens:
         """The tokens of captions `(B, L)`, with the attention of [CLS] only where it is asked for.
 
-        Where [CLS] is asked for `alone`, the others come too: `transformers` makes them in any case.
+        Where [CLS] is asked for `whole_only`, the others come too: `transformers` makes them in any case.
 
         Raises:
             UsageError: the rows are longer than the context.

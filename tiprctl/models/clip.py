@@ -335,10 +335,10 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.zeros(width, config.embed_dim)) if config.text_tower else None
 
-    def forward(self, pixels: Tensor, keep: Tensor | None = None, *, alone: bool = False) -> Tensor:
+    def forward(self, pixels: Tensor, keep: Tensor | None = None, *, whole_only: bool = False) -> Tensor:
         """See `Clip.encode_image`."""
         x = self._embed(pixels, keep)
-        if not alone:
+        if not whole_only:
             return self._project(self.transformer(x))
         class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self._project(self.transformer.at(x, class_token))
@@ -410,53 +410,53 @@ class Clip(nn.Module):
         alone.load_state_dict({name: tensors[name] for name in alone.state_dict()}, assign=True)
         return alone
 
-    def encode_image(self, pixels: Tensor, keep: Tensor | None = None, *, alone: bool = False) -> Tensor:
+    def encode_image(self, pixels: Tensor, keep: Tensor | None = None, *, whole_only: bool = False) -> Tensor:
         """Normalised images `(B, 3, H, W)` to tokens `(B, 1 + N, D)`: the global one, then the patches row by row.
 
         With `keep`, indices `(B, K)` of patches from 0 to N - 1, only these and the class token enter the blocks, each
-        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`. With `alone` the global token is all
+        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`. With `whole_only` the global token is all
         that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the images are not of the size that the model is made for.
         """
-        return self.visual(pixels, keep, alone=alone)
+        return self.visual(pixels, keep, whole_only=whole_only)
 
-    def encode_text(self, token_ids: Tensor, *, alone: bool = False) -> Tensor:
+    def encode_text(self, token_ids: Tensor, *, whole_only: bool = False) -> Tensor:
         """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
 
-        Attention is causal, so padding after the end token, or its absence, changes nothing before it. With `alone` the
+        Attention is causal, so padding after the end token, or its absence, changes nothing before it. With `whole_only` the
         global token is all that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the rows are longer than the context.
         """
         x = self._embed(token_ids)
-        if not alone:
+        if not whole_only:
             return self._project(self.transformer(x))
         ends = token_ids.argmax(dim=1)
         visible, _ = caption_masks(ends, token_ids.shape[1])
         return self._project(self.transformer.at(x, ends, visible))
 
-    def see(self, pixels: Tensor, *, attention: bool = False, alone: bool = False) -> Tokens:
+    def see(self, pixels: Tensor, *, attention: bool = False, whole_only: bool = False) -> Tokens:
         """All tokens of `encode_image`, with the attention of the class token only where it is asked for.
 
-        With `alone` the class token comes without the others.
+        With `whole_only` the class token comes without the others.
         """
         place = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
         if not attention:
-            return Tokens(self.encode_image(pixels, alone=alone), place, complete=not alone)
+            return Tokens(self.encode_image(pixels, whole_only=whole_only), place, complete=not whole_only)
         values, gaze = self.visual.attend(pixels, place)
         return Tokens(values, place, attention=gaze)
 
-    def read(self, token_ids: Tensor, *, attention: bool = False, alone: bool = False) -> Tokens:
+    def read(self, token_ids: Tensor, *, attention: bool = False, whole_only: bool = False) -> Tokens:
         """The tokens of `encode_text`, with the attention of the end token only where it is asked for.
 
-        The end token, which has the largest id, is the global one; with `alone` it comes without the others.
+        The end token, which has the largest id, is the global one; with `whole_only` it comes without the others.
         """
         ends, gaze = token_ids.argmax(dim=1), None
-        if alone:
-            return Tokens(self.encode_text(token_ids, alone=True), torch.zeros_like(ends), complete=False)
+        if whole_only:
+            return Tokens(self.encode_text(token_ids, whole_only=True), torch.zeros_like(ends), complete=False)
         visible, words = caption_masks(ends, token_ids.shape[1])
         if attention:
             x, gaze = self.transformer.attend(self._embed(token_ids), ends, visible)

@@ -102,10 +102,10 @@ class Embedder:
         with self.inference():
             return self.encoder.see(self._normalised(pixels))
 
-    def read(self, token_ids: Tensor, *, alone: bool = False) -> Tokens:
-        """The tokens of captions `(B, L)`; with `alone` the global one only, unless the head reads the others."""
+    def read(self, token_ids: Tensor, *, whole_only: bool = False) -> Tokens:
+        """The tokens of captions `(B, L)`; with `whole_only` the global one only, unless the head reads the others."""
         with self.inference():
-            return self.encoder.read(token_ids.to(self.device, non_blocking=True), alone=alone)
+            return self.encoder.read(token_ids.to(self.device, non_blocking=True), whole_only=whole_only)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -128,7 +128,9 @@ def over_captions(
     order = lengths.argsort(stable=True)
     parts = []
     for rows in order.split(TEXT_BATCH):
-        parts.append(encode(token_ids[rows, : int(lengths[rows].max())]))
+        # Where there is no caption its one batch has none, and is encoded all the same: that tells the width.
+        longest = int(lengths[rows].max()) if len(rows) else token_ids.shape[1]
+        parts.append(encode(token_ids[rows, :longest]))
         on_items(len(rows))
     encoded = torch.cat(parts)
     return encoded[order.argsort().to(encoded.device)]

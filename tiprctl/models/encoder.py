@@ -48,28 +48,28 @@ class DualEncoder(nn.Module):
         """The modules that make tokens; the head is none of them."""
         return (self.clip,) if self.bert is None else (self.clip, self.bert)
 
-    def see(self, pixels: Tensor, *, alone: bool = False) -> Tokens:
+    def see(self, pixels: Tensor, *, whole_only: bool = False) -> Tokens:
         """The tokens of normalised images `(B, 3, H, W)`: the global one first, then the patches.
 
-        With `alone` the global one only, at less work, unless the head reads the others.
+        With `whole_only` the global one only, at less work, unless the head reads the others.
         """
-        return self.clip.see(pixels, attention=self.head.needs_attention, alone=alone and self.head.reads_whole)
+        return self.clip.see(pixels, attention=self.head.needs_attention, whole_only=whole_only and self.head.reads_whole)
 
-    def read(self, token_ids: Tensor, *, alone: bool = False) -> Tokens:
-        """The tokens of captions `(B, L)`; `alone` as in `see`.
+    def read(self, token_ids: Tensor, *, whole_only: bool = False) -> Tokens:
+        """The tokens of captions `(B, L)`; `whole_only` as in `see`.
 
         With CLIP the global one is the end token; with BERT it is the first.
         """
         tower = self.bert or self.clip
-        return tower.read(token_ids, attention=self.head.needs_attention, alone=alone and self.head.reads_whole)
+        return tower.read(token_ids, attention=self.head.needs_attention, whole_only=whole_only and self.head.reads_whole)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised images `(B, 3, H, W)` to features `(B, F)`, not normalised."""
-        return self.head.image(self.see(pixels, alone=True)).vector
+        return self.head.image(self.see(pixels, whole_only=True)).vector
 
     def text_features(self, token_ids: Tensor) -> Tensor:
         """Token ids `(B, L)` to features `(B, F)`, not normalised."""
-        return self.head.text(self.read(token_ids, alone=True)).vector
+        return self.head.text(self.read(token_ids, whole_only=True)).vector
 
 
 def check_widths(bert: int, image_tower: int) -> None:

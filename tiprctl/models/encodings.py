@@ -276,8 +276,8 @@ def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: M
     """As `encode`, with masks that are drawn already; masked views of what has no mask are left out."""
     token_ids = _token_ids(encoder, batch, needs)
     # The plain views come first: those who encode them twice then draw the same dropout, whatever else is needed.
-    images = encoder.see(batch.pixels, alone=not (needs.image_tokens or needs.pairs))
-    captions = encoder.read(token_ids, alone=not (needs.text_tokens or needs.masked_text))
+    images = encoder.see(batch.pixels, whole_only=not (needs.image_tokens or needs.pairs))
+    captions = encoder.read(token_ids, whole_only=not (needs.text_tokens or needs.masked_text))
     prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
     masked_text_tokens = None
     if masks.masked_ids is not None:
@@ -338,7 +338,7 @@ def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
             where="captions.phrases",
             remedy=f"Train with some for each caption: `--set captions.phrases={MOST_PHRASES}`.",
         )
-    values = encoder.read(prompts.token_ids, alone=True).whole[prompts.index]
+    values = encoder.read(prompts.token_ids, whole_only=True).whole[prompts.index]
     return EncodedPrompts(values, prompts.found, prompts.labels)
 
 

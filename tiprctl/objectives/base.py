@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
     A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, spec)` and `forward(enc, batch)`;
     `needs` and `roles` where the defaults (no further view; all own parameters FAST) do not fit; `group` and `together`
-    where it shares its loss with others; `alone` and `count` where its loss needs no other rows of the batch.
+    where it shares its loss with others; `by_row` and `count` where its loss needs no other rows of the batch.
 
     Raises:
         UsageError: the encoder has another head than the one that it needs.
@@ -56,7 +56,7 @@ class Objective(nn.Module):
     """The name of the only head that it can train; None: any."""
     group: ClassVar[str | None] = None
     """A name that it has in common with those whose loss it shares while they are active together; None: no other's."""
-    alone: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
     """Whether its loss is a mean to which each row gives its part by its own tokens, whatever rows are beside it.
 
     It is then computed of each share of a batch by itself, and reads tokens, never features. Any other loss is given
@@ -82,7 +82,7 @@ class Objective(nn.Module):
         yield Role.FAST, self
 
     def count(self, masks: Masks, batch: PairBatch) -> Tensor:
-        """Over how many things the mean of these rows goes, where the loss is `alone`: the rows, or what is hidden."""
+        """Over how many things the mean of these rows goes, where the loss is `by_row`: the rows, or what is hidden."""
         return batch.pids.new_full((), len(batch.pids))
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:

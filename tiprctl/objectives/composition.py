@@ -32,12 +32,12 @@ from tiprctl.shares import Share
 
 @dataclass(frozen=True)
 class Term:
-    """What one objective, or several that share a loss, add to the sum; `alone` as the objective's own."""
+    """What one objective, or several that share a loss, add to the sum; `by_row` as the objective's own."""
 
     name: str
     weight: float
     loss: Loss
-    alone: Objective | None = None
+    by_row: Objective | None = None
 
 
 Outputs = dict[str, ObjectiveOutput]
@@ -156,9 +156,15 @@ class Composition(nn.Module):
     def _term(self, configs: Sequence[ObjectiveConfig]) -> Term:
         """The loss of an objective, or of those that share one."""
         first, *others = objectives = [self.objectives[config.name] for config in configs]
+        if len({objective.by_row for objective in objectives}) > 1:
+            raise UsageError(
+                f"The objectives {_joined(configs)} share one loss, and only some of them are `by_row`",
+                where="objectives",
+                remedy="Declare it of all of them or of none, or train with one of them at a time.",
+            )
         weights = [config.weight for config in configs]
         loss = first.together(objectives, weights) if others else first
-        return Term(_joined(configs), weights[0], loss, first if first.alone else None)
+        return Term(_joined(configs), weights[0], loss, first if first.by_row else None)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -186,26 +192,26 @@ class Composition(nn.Module):
         if processes() > 1:
             sizes = [len(share) for share in Share.whole(batch.share.total).split(processes())]
             everyones, whole = GatheredEncodings(own, sizes), Gathered(batch, sizes)
-        return {term.name: term.loss(everyones, whole) for term in terms if term.alone is None}
+        return {term.name: term.loss(everyones, whole) for term in terms if term.by_row is None}
 
     def apart(self, terms: Iterable[Term], rows: Encodings, batch: PairBatch, masks: Masks, counts: Counts) -> Outputs:
-        """What the terms that are `alone` make of some rows of a batch, weighed by how much of it these are."""
-        own = (term for term in terms if term.alone is not None)
+        """What the terms that are `by_row` make of some rows of a batch, weighed by how much of it these are."""
+        own = (term for term in terms if term.by_row is not None)
         return {term.name: _scaled(term.loss(rows, batch), counts.weight(term, masks, batch)) for term in own}
 
 
 class Counts:
-    """Over how many things the mean of each term that is `alone` goes, in the rows of all processes together."""
+    """Over how many things the mean of each term that is `by_row` goes, in the rows of all processes together."""
 
     def __init__(self, terms: Iterable[Term], masks: Masks, batch: PairBatch):
-        self._counts = {term.name: total(term.alone.count(masks, batch)) for term in terms if term.alone is not None}
+        self._counts = {term.name: total(term.by_row.count(masks, batch)) for term in terms if term.by_row is not None}
 
     def weight(self, term: Term, masks: Masks, batch: PairBatch) -> Tensor:
         """What the mean of some rows weighs.
 
         The weighted means of all parts of a process added up, and averaged over the processes, are the mean of all rows.
         """
-        return processes() * term.alone.count(masks, batch) / self._counts[term.name].clamp(min=1)
+        return processes() * term.by_row.count(masks, batch) / self._counts[term.name].clamp(min=1)
 
 
 def _scaled(output: ObjectiveOutput, factor: Tensor) -> ObjectiveOutput:

@@ -37,7 +37,7 @@ class MaskedLanguageModelling(Objective):
     """
 
     name, Config = "mlm", MlmConfig
-    alone = True
+    by_row = True
 
     def __init__(self, config: MlmConfig, spec: EncoderSpec):
         super().__init__(config, spec)

@@ -48,7 +48,7 @@ class TextGuidedRestoration(Objective):
     """
 
     name, Config = "tir", TirConfig
-    alone = True
+    by_row = True
 
     def __init__(self, config: TirConfig, spec: EncoderSpec):
         super().__init__(config, spec)
