@@ -242,6 +242,13 @@ def publish(report: Report, machine: Machine, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"title": report.title, **report.figures, "machine": asdict(machine)}))
         return
+    show(report)
+    for note in machine.lines():
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def show(report: Report) -> None:
+    """Print a report's table and its notes."""
     table = Table(title=report.title, title_justify="left", header_style="bold")
     for position, column in enumerate(report.columns):
         table.add_column(column, justify="right" if position else "left")
@@ -250,7 +257,7 @@ def publish(report: Report, machine: Machine, *, as_json: bool) -> None:
     # Not narrower than it needs, whatever it is printed on: figures that are wrapped cannot be compared.
     needed = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
     Console(highlight=False, width=max(console.width, needed)).print(table)
-    for note in (*report.notes, *machine.lines()):
+    for note in report.notes:
         console.print(note, markup=False, soft_wrap=True)
 
 
