@@ -28,6 +28,7 @@ from tiprctl.objectives.composition import Composition
 from tiprctl.optimisation import build_optimizer, clip_gradients
 from tiprctl.precision import autocast
 from tiprctl.recipes import RECIPES
+from tiprctl.shares import Share
 from tiprctl.starting import build_start
 from tiprctl.tokenizer import default_tokenizer, row_lengths
 
@@ -76,7 +77,7 @@ def draw_batch(config: TrainConfig, size: int, device: str) -> Batch:
     token_ids = default_tokenizer()(captions(size))
     token_ids = torch.from_numpy(token_ids)[:, : int(row_lengths(token_ids).max())]
     pids = torch.arange(size) // 2
-    return Batch(pixels.to(device), token_ids.to(device), pids.to(device))
+    return Batch(pixels.to(device), token_ids, pids.to(device), Share.whole(size))
 
 
 class Clock:

@@ -51,13 +51,13 @@ class PlainBatch:
 
 def plain_batch(batch: PairBatch, composition: Composition, generator: Generator) -> PlainBatch:
     """`batch` padded to the context, with the masks that `composition` draws from a generator in the same state."""
-    encoder = composition.encoder
+    encoder, device = composition.encoder, batch.pixels.device
     masks = draw_masks(encoder, batch, composition.needs(0.0), generator)
     ids, masked, labels = (
-        None if each is None else F.pad(each, (0, encoder.clip.config.context_length - each.shape[1]))
+        None if each is None else F.pad(each, (0, encoder.clip.config.context_length - each.shape[1])).to(device)
         for each in (batch.token_ids, masks.masked_ids, masks.token_labels)
     )
-    return PlainBatch(batch.pixels, ids, batch.pids, masked, labels, masks.kept)
+    return PlainBatch(batch.pixels, ids, batch.pids, masked, labels, None if masks.kept is None else masks.kept.to(device))
 
 
 class PlainNorm(nn.LayerNorm):

@@ -127,13 +127,21 @@ def test_more_parts_than_rows_are_refused_with_what_to_choose(parts):
     assert "--accumulate" in message and "from 1 to 6" in message
 
 
-def trainer(manifest, folder, parts):
-    config = tiny.recipe(epochs=1, objectives=[{"name": name} for name in ("sdm", "id", "tir")])
+def trainer(manifest, folder, parts, **changes):
+    config = tiny.recipe(epochs=1, objectives=[{"name": name} for name in ("sdm", "id", "tir")], **changes)
     return Trainer(config, manifest, folder, device=CPU, execution=Execution(accumulate=parts))
 
 
 def test_a_training_in_parts_learns_the_same(shared_manifest, tmp_path):
     whole, divided = (trainer(shared_manifest, tmp_path / f"{parts}", parts) for parts in (1, 2))
+    for one, other in zip(whole.take_steps(), divided.take_steps(), strict=True):
+        torch.testing.assert_close(dict(other.losses), dict(one.losses), rtol=1e-3, atol=1e-4)
+
+
+def test_batches_with_fewer_rows_than_parts_are_taken_in_as_many_as_they_have(shared_manifest, tmp_path):
+    pairs = {"sampling.sampler": "pairs"}
+    whole, divided = (trainer(shared_manifest, tmp_path / f"{parts}", parts, **pairs) for parts in (1, 4))
+    assert {len(batch) for batch in divided.batches._indices(0)} & {2, 3}
     for one, other in zip(whole.take_steps(), divided.take_steps(), strict=True):
         torch.testing.assert_close(dict(other.losses), dict(one.losses), rtol=1e-3, atol=1e-4)
 

@@ -87,6 +87,8 @@ CASES = {
     **{name: Case(given) for name, given in EACH.items()},
     **{f"{name}, uneven": Case(given, size=5) for name, given in (EACH | SEVERAL).items()},
     **{f"{name}, in parts": Case(given, size=5, parts=2) for name, given in (EACH | SEVERAL).items()},
+    # As the sampler `pairs` makes them: one process has a row, the other two, and neither has as many as parts.
+    "fewer rows than parts": Case(EACH["sdm"] + EACH["tir"], size=3, parts=3),
     "masked captions": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True),
     "masked captions, in parts": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True, parts=2),
 }
@@ -144,7 +146,7 @@ def test_nothing_is_gathered_that_no_objective_reads(names, expected, monkeypatc
     kinds = {(6, 16): "vectors", (6,): "pids", (6, 9, 16): "patches", (6, 3, 16): "prompts", (6, 3): "of prompts"}
     gathered = []
     monkeypatch.setattr("tiprctl.objectives.composition.processes", lambda: 2)
-    monkeypatch.setattr("tiprctl.models.encodings.gather", lambda rows, sizes: gathered.append(rows) or rows)
+    monkeypatch.setattr("tiprctl.models.rows.gather", lambda rows, sizes: gathered.append(rows) or rows)
     encoder = tiny.encoder(head="division" if "scvd" in names else "global")
     batch = many.batch(Case(()))
     batch.share = Share.whole(6)

@@ -10,6 +10,7 @@ from tiprctl.models.masking import grey, random_keep
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 from tiprctl.objectives.composition import Composition
 from tiprctl.prompts import Prompts
+from tiprctl.shares import Share
 from tiprctl.token_masking import mask_tokens
 
 ALL_TOKENS = Needs(image_tokens=True, text_tokens=True)
@@ -98,7 +99,7 @@ def test_the_masked_view_is_the_grey_image_at_the_kept_patches():
 
 
 def test_kept_patches_are_drawn_per_image_evenly_and_in_order():
-    kept = random_keep(2000, 8, 0.75, generator=generator(), device=torch.device("cpu"))
+    kept = random_keep(Share.whole(2000), 8, 0.75, generator=generator())
     assert kept.shape == (2000, 2)
     assert (kept[:, 0] < kept[:, 1]).all()
     counts = kept.flatten().bincount(minlength=8)
@@ -129,8 +130,11 @@ def test_the_masked_caption_is_encoded_from_its_own_draw():
     encodings = encode(encoder, batch, Needs(masked_text=TextMask(0.5)), generator())
     ids, labels = mask_tokens(batch.token_ids, 0.5, vocab_size=100, generator=generator())
     assert torch.equal(encodings.token_labels, labels)
-    torch.testing.assert_close(encodings.masked_text_tokens, encoder.clip.encode_text(ids))
-    torch.testing.assert_close(encodings.text_tokens, encoder.clip.encode_text(batch.token_ids))
+    places = [row * 9 + place for row in range(6) for place in range(9) if labels[row, place]]
+    assert encodings.hidden.tolist() == places
+    torch.testing.assert_close(encodings.masked_captions.values, encoder.clip.encode_text(ids))
+    # Of the caption itself nobody reads more than the whole.
+    assert encodings.captions.values.shape == (6, 1, 16)
 
 
 def test_captions_that_came_masked_are_their_own_masked_view(monkeypatch):
@@ -138,7 +142,7 @@ def test_captions_that_came_masked_are_their_own_masked_view(monkeypatch):
     passes = tiny.tower_passes(monkeypatch)
     batch.token_ids, batch.token_labels = mask_tokens(batch.token_ids, 0.5, vocab_size=100, generator=generator())
     encodings = encode(encoder, batch, Needs(masked_text=TextMask(0.5)), generator())
-    assert encodings.masked_text_tokens is encodings.text_tokens
+    assert encodings.masked_captions is encodings.captions
     assert torch.equal(encodings.token_labels, batch.token_labels)
     assert count(passes) == (1, 1)
 
@@ -195,8 +199,9 @@ def test_prompts_change_no_other_view():
     encoder, batch = tiny.encoder(), prompted()
     needs = Needs(masked_image=ImageMask(0.5), masked_text=TextMask(0.5)).merge(ALL_TOKENS)
     plain, more = (encode(encoder, batch, each, generator()) for each in (needs, needs.merge(Needs(prompts=True))))
-    for view in ("token_ids", "text_tokens", "image_tokens", "kept", "masked_text_tokens", "token_labels"):
+    for view in ("token_ids", "text_tokens", "image_tokens", "kept", "hidden", "token_labels"):
         assert torch.equal(getattr(plain, view), getattr(more, view))
+    assert torch.equal(plain.masked_captions.values, more.masked_captions.values)
 
 
 def test_whoever_needs_prompts_gets_them_for_all():

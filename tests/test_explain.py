@@ -17,6 +17,7 @@ from tiprctl.explanation.restoration import Explanation, Restored, WordMap, load
 from tiprctl.models.encodings import encode
 from tiprctl.models.masking import patchify
 from tiprctl.pixels import denormalise, normalise
+from tiprctl.shares import Share
 from tiprctl.tokenizer import default_tokenizer
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def encoded(crop):
     composition = restoring.composition()
     pixels = normalise(torch.from_numpy(np.array(Image.open(crop))).permute(2, 0, 1)[None])
     token_ids = torch.from_numpy(default_tokenizer()(TEXT))
-    batch = Batch(pixels=pixels, token_ids=token_ids, pids=torch.zeros(1, dtype=torch.int64))
+    batch = Batch(pixels=pixels, token_ids=token_ids, pids=torch.zeros(1, dtype=torch.int64), share=Share.whole(1))
     with torch.inference_mode():
         return (
             composition,

@@ -39,7 +39,7 @@ def step():
     names = {"sdm": "sdm", "id": "id", "mlm": "mlm"}
     step = published.step("irra-published", published.IRRA, IRRA, names, drawn)
     words, labels = step.model.objectives["mlm"], step.enc.token_labels
-    everywhere = words.tell(replace(step.enc, token_labels=torch.ones_like(labels))).view(*labels.shape, -1)
+    everywhere = words.tell(replace(step.enc, hidden=torch.arange(labels.numel()))).view(*labels.shape, -1)
     step.found.update(
         {
             "ret.mlm_acc": words(step.enc, None).figures["accuracy"],

@@ -45,6 +45,9 @@ class NoiseBatch:
     prompts: Prompts | None = None
     share: Share | None = None
 
+    def __post_init__(self):
+        self.share = self.share or Share.whole(len(self.pids))
+
 
 def batch(size: int = 6, length: int = 9, seed: int = 0) -> NoiseBatch:
     """Noise of two captions a person; each caption has three of the four prompts."""

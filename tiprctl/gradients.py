@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from tiprctl.distributed import averaging, process, unaveraged
-from tiprctl.errors import UsageError
+from tiprctl.data.samplers import check_parts
+from tiprctl.distributed import averaging, process, processes, unaveraged
 from tiprctl.models.encodings import (
     Encodings,
     Masks,
@@ -19,15 +19,11 @@ from tiprctl.models.encodings import (
     PairBatch,
     draw_masks,
     encode_masked,
-    joined,
-    rows_of,
 )
+from tiprctl.models.rows import joined
 from tiprctl.objectives.composition import Composition, Counts, Losses, Term
 from tiprctl.precision import autocast
 from tiprctl.shares import Share
-
-PLAIN = ("images", "captions", "prompts")
-"""The views that are encoded twice where a batch is taken in parts."""
 
 
 class Gradients:
@@ -98,12 +94,7 @@ class InParts(Gradients):
     """
 
     def __init__(self, composition: Composition, parts: int, *, rows: int, **given: Any):
-        if not 1 <= parts <= rows:
-            raise UsageError(
-                f"A process's {rows} rows of a batch cannot be taken in {parts} parts",
-                where="--accumulate",
-                remedy=f"Choose from 1 to {rows}, or a larger batch_size.",
-            )
+        check_parts(parts, rows)
         self.parts = parts
         super().__init__(composition, **given)
 
@@ -115,8 +106,10 @@ class InParts(Gradients):
         drawn = draw_masks(self.composition.encoder, batch, needs, masks)
         counts = Counts(terms, drawn, batch)
         first_seed, *seeds = _seeds(dropout, 1 + self.parts)
-        shares = Share.whole(len(batch.pids)).split(self.parts)
-        parts = [_Part(rows, rows_of(batch, rows), drawn.of(rows), seed) for rows, seed in zip(shares, seeds)]
+        # A batch of the sampler `pairs` may have too few rows; as many parts in every process, or they would not meet.
+        count = min(self.parts, batch.share.total // processes())
+        shares = Share.whole(len(batch.pids)).split(count)
+        parts = [_Part(rows, rows.of(batch), rows.of(drawn), seed) for rows, seed in zip(shares, seeds)]
         jointly, gradients = self._jointly(batch, parts, needs, terms, first_seed)
         return sum(self._apart(parts, needs, terms, counts, gradients), start=jointly)
 
@@ -130,8 +123,8 @@ class InParts(Gradients):
         with self._forward(seed):
             losses = Losses.of(terms, self.composition.jointly(terms, leaves, batch))
         self.scale(losses.total).backward()
-        tokens = {name: getattr(leaves, name).values for name in PLAIN if getattr(leaves, name)}
-        return losses.detached(), {name: each.grad for name, each in tokens.items() if each.grad is not None}
+        cached = {name: view.values.grad for name, view in leaves.plain.items()}
+        return losses.detached(), {name: each for name, each in cached.items() if each is not None}
 
     @torch.no_grad()
     def _plain(self, part: _Part, needs: Needs) -> Encodings:
@@ -191,7 +184,7 @@ class _PartPass(nn.Module):
     ) -> _PartForward:
         encodings = encode_masked(self.composition.encoder, part.batch, needs, part.masks)
         outputs = self.composition.apart(terms, encodings, part.batch, part.masks, counts)
-        return _PartForward(Losses.of(terms, outputs), [getattr(encodings, view).values for view in views])
+        return _PartForward(Losses.of(terms, outputs), [encodings.plain[view].values for view in views])
 
 
 def gradients_of(composition: Composition, *, parts: int, rows: int, **given: Any) -> Gradients:
@@ -205,10 +198,8 @@ def gradients_of(composition: Composition, *, parts: int, rows: int, **given: An
 
 def _leaves(encodings: Encodings) -> Encodings:
     """The same, with tokens that keep their gradient."""
-    views = {name: getattr(encodings, name) for name in PLAIN if getattr(encodings, name)}
-    return replace(
-        encodings, **{name: replace(view, values=view.values.requires_grad_()) for name, view in views.items()}
-    )
+    views = {name: replace(view, values=view.values.requires_grad_()) for name, view in encodings.plain.items()}
+    return replace(encodings, **views)
 
 
 def _seeds(dropout: Generator, count: int) -> list[int]:

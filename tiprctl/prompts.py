@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer, row_lengths
-from tiprctl.transfer import to_device
 
 
 def prompt(phrase: str) -> str:
@@ -50,7 +49,7 @@ class Prompts:
         """Those of the captions with these numbers `(B,)`: no other prompt, none twice, cut to the longest."""
         return self._chosen(self.index[captions], self.found[captions])
 
-    def share(self, share: Share) -> Prompts:
+    def rows(self, share: Share) -> Prompts:
         """Those of a share's captions, told apart as in the whole batch."""
         return self._chosen(share.of(self.index), share.of(self.found), share.of(self.labels))
 
@@ -64,7 +63,3 @@ class Prompts:
         token_ids = self.token_ids[distinct]
         longest = int(row_lengths(token_ids).max())
         return Prompts(token_ids[:, :longest], index, found, label)
-
-    def to(self, device: torch.device) -> Prompts:
-        """The same on `device`."""
-        return Prompts(*(to_device(each, device) for each in (self.token_ids, self.index, self.found, self.labels)))

@@ -6,11 +6,14 @@ shared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
+
+Whole = TypeVar("Whole")
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,22 @@ class Share:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def of(self, rows: Tensor) -> Tensor:
-        """These of a whole batch's rows `(total, ...)`."""
-        return rows[self.start : self.stop]
+    def of(self, whole: Whole) -> Whole:
+        """These rows of a tensor or array, of a dataclass of such, or of what knows its own by a method `rows`.
+
+        Of what is not there, None, no row is.
+        """
+        if whole is None:
+            return None
+        if hasattr(whole, "rows"):
+            return whole.rows(self)
+        if is_dataclass(whole):
+            return replace(whole, **{each.name: self.of(getattr(whole, each.name)) for each in fields(whole)})
+        return whole[self.start : self.stop]
+
+    def rows(self, part: Share) -> Share:
+        """Some of these rows; `part` counts from the first of them."""
+        return Share(self.start + part.start, self.start + part.stop, self.total)
 
     def split(self, parts: int) -> list[Share]:
         """The share cut into so many, in order; their lengths differ by one at most."""

@@ -6,7 +6,6 @@ import torch
 from torch import Generator, Tensor
 
 from tiprctl.shares import Share, integers, uniform
-from tiprctl.transfer import to_device
 
 MASKED, REPLACED = 0.8, 0.1
 """Of the chosen tokens, the share that becomes the mask token and the share that becomes a random one."""
@@ -29,7 +28,7 @@ def mask_tokens(
     generator: Generator,
     share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Token ids `(B, L)` with some masked, and labels `(B, L)`: the original ids where chosen, elsewhere 0.
+    """Token ids `(B, L)`, on the host, with some masked, and labels `(B, L)`: the original ids where chosen, elsewhere 0.
 
     `probability`, a number or `(B, L)`, is that of each token to be chosen; start, end and padding never are. Of the
     chosen, 80% become the mask token, 10% a random token, 10% stay. A caption without any gets its first token masked,
@@ -37,8 +36,8 @@ def mask_tokens(
     """
     mask = mask_token(vocab_size)
     drawn = {"generator": generator, "share": share}
-    chance, kind = (to_device(uniform(*token_ids.shape, **drawn), token_ids.device) for _ in range(2))
-    random = to_device(integers(1, mask, *token_ids.shape, **drawn), token_ids.device)
+    chance, kind = (uniform(*token_ids.shape, **drawn) for _ in range(2))
+    random = integers(1, mask, *token_ids.shape, **drawn)
     words = (token_ids > 0) & (token_ids < mask)
     chosen = words & (chance < probability)
     none = ~chosen.any(dim=1) & words[:, 1]

@@ -24,20 +24,20 @@ from tiprctl.transfer import to_device
 
 @dataclass(frozen=True)
 class Batch:
-    """B image-caption pairs on the training device.
+    """B image-caption pairs, the images and identities on the training device, the captions on the host.
 
     `pixels` (B, 3, H, W) normalised float32; `token_ids` (B, L) int64, padded with 0 to the longest caption of the
-    batch; `pids` (B,) identity labels from 0 without gaps; `token_labels` (B, L) the original ids where the captions
-    are masked, elsewhere 0, None when they are whole; `prompts` those of the captions' phrases, None where the recipe
-    wants none. `share` tells which rows of the whole batch these are; None: all of it.
+    batch; `pids` (B,) identity labels from 0 without gaps; `share` tells which rows of the whole batch these are;
+    `token_labels` (B, L) the original ids where the captions are masked, elsewhere 0, None when they are whole;
+    `prompts` those of the captions' phrases, None where the recipe wants none.
     """
 
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
+    share: Share
     token_labels: Tensor | None = None
     prompts: Prompts | None = None
-    share: Share | None = None
 
 
 class TrainingBatches:
@@ -74,14 +74,13 @@ class TrainingBatches:
         for step, (indices, share, pixels) in enumerate(zip(batches, shares, images), start=skip):
             of_images, of_captions = (step_generator(config.seed, epoch, step, purpose=purpose) for purpose in (0, 2))
             token_ids, labels = self.captions.draw(indices, of_captions)
-            prompts = self.captions.prompts_of(indices)
             yield Batch(
                 pixels=augment(to_device(pixels, device), config.augment, of_images, share),
-                token_ids=to_device(share.of(token_ids), device),
+                token_ids=share.of(token_ids),
                 pids=to_device(share.of(torch.from_numpy(self.pids[indices])), device),
-                token_labels=None if labels is None else to_device(share.of(labels), device),
-                prompts=None if prompts is None else prompts.share(share).to(device),
                 share=share,
+                token_labels=share.of(labels),
+                prompts=share.of(self.captions.prompts_of(indices)),
             )
 
     def _indices(self, epoch: int) -> list[np.ndarray]:

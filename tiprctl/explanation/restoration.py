@@ -24,6 +24,7 @@ from tiprctl.models.masking import grey, hidden_patches, patchify, unpatchify
 from tiprctl.objectives.composition import build_objective
 from tiprctl.objectives.tir import TextGuidedRestoration
 from tiprctl.pixels import denormalise, normalise
+from tiprctl.shares import Share
 from tiprctl.sources import find_source
 from tiprctl.tokenizer import Tokenizer, clean
 
@@ -114,8 +115,8 @@ class Restorer:
 
     def _encode(self, pixels: Tensor, text: str, seed: int) -> Encodings:
         """One image with one text at a time, so that the same seed hides the same patches for each text."""
-        token_ids = torch.from_numpy(self.encoder.tokenizer(text)).to(self.device)
-        batch = Batch(pixels=pixels, token_ids=token_ids, pids=token_ids.new_zeros(1))
+        token_ids = torch.from_numpy(self.encoder.tokenizer(text))
+        batch = Batch(pixels=pixels, token_ids=token_ids, pids=token_ids.new_zeros(1), share=Share.whole(1))
         return encode(self.encoder, batch, self.tir.needs(), torch.Generator().manual_seed(seed))
 
 

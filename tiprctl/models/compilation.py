@@ -17,7 +17,11 @@ PROBE = (2, 3)
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Have all stacks of blocks in `model` keep, in training, only what enters each block."""
+    """Have all stacks of blocks in `model` keep, in training, only what enters each block.
+
+    A last block that works for one token is left out: what it keeps is the first to be used going backward, before
+    that of another block is there.
+    """
     for stack in _stacks(model):
         stack.checkpointed = True
     for module in model.modules():
@@ -29,8 +33,10 @@ def compile_blocks(model: nn.Module, on_failure: Callable[[str], object]) -> Non
     """Have all stacks of blocks in `model` run compiled blocks in training; evaluation stays as it is.
 
     One form serves every number of rows and tokens. It is tried at once, forward and backward, in the precision of the
-    autocast around this call. Where the compiler fails, then or later, `on_failure` is told why, once, and all blocks
-    are run as they are. A BERT is left as `transformers` made it.
+    autocast around this call. Where the compiler fails, then or later going forward, `on_failure` is told why, once,
+    and all blocks are run as they are. Should it fail on another form going backward, that is a TorchDynamoException:
+    losses and dropout are drawn by then. A BERT is left as `transformers` made it, and so is a last block that works
+    for one token: there is little to fuse.
     """
     stacks = _stacks(model)
     runner = _CompiledRunner(on_failure)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,7 +11,6 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from tiprctl.config import MOST_PHRASES
-from tiprctl.distributed import gather
 from tiprctl.errors import UsageError
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import ClipConfig
@@ -23,22 +21,24 @@ from tiprctl.models.tokens import Tokens
 from tiprctl.prompts import Prompts
 from tiprctl.shares import Share
 from tiprctl.token_masking import mask_tokens
+from tiprctl.transfer import to_device
 
 
 class PairBatch(Protocol):
     """A batch as training sees it: normalised `pixels` (B, 3, H, W), `token_ids` (B, L), `pids` (B,) from 0.
 
-    `token_labels` (B, L) are the original ids where the captions came masked, elsewhere 0; None when they came whole.
-    `prompts` are those of the captions' phrases; None where the captions came without. `share` tells which rows of the
-    whole batch these are; None: all of it.
+    `share` tells which rows of the whole batch these are. `token_labels` (B, L) are the original ids where the captions
+    came masked, elsewhere 0; None when they came whole. `prompts` are those of the captions' phrases; None where the
+    captions came without. Images and identities lie on the training device, all else on the host: there it is masked
+    and divided without waiting for the device, and `encode` takes it over.
     """
 
     pixels: Tensor
     token_ids: Tensor
     pids: Tensor
+    share: Share
     token_labels: Tensor | None
     prompts: Prompts | None
-    share: Share | None
 
 
 @dataclass(frozen=True)
@@ -122,18 +122,22 @@ class Masks:
     """What chance hides of a batch: the patches `kept` (B, K), and the captions `masked_ids` (B, L) with their labels.
 
     `token_labels` (B, L) are the hidden ids where a token is to be told, elsewhere 0; `masked_ids` is None where the
-    captions came masked. What no objective needs is None.
+    captions came masked. What no objective needs is None. All lie on the host.
     """
 
     kept: Tensor | None = None
     masked_ids: Tensor | None = None
     token_labels: Tensor | None = None
 
-    def of(self, rows: Share) -> Masks:
-        """Those of some rows."""
-        return Masks(
-            *(each if each is None else rows.of(each) for each in (self.kept, self.masked_ids, self.token_labels))
-        )
+    @property
+    def hidden(self) -> Tensor | None:
+        """The places (M,) of the tokens to be told, as in `Encodings`; on the host, where nobody waits for their count."""
+        return None if self.token_labels is None else hidden_places(self.token_labels)
+
+
+def hidden_places(token_labels: Tensor) -> Tensor:
+    """Where labels `(B, L)` are not 0, counted through all captions, `(M,)`."""
+    return token_labels.flatten().nonzero().flatten()
 
 
 class Views:
@@ -180,9 +184,9 @@ class Encodings(Views):
     """What the towers made of a batch of B image-caption pairs.
 
     `images` and `captions`, of `token_ids` (B, L), are the towers' tokens, and `head` makes features of them;
-    `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K); `masked_text_tokens` (B, L, D) with
-    `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0. `prompts` are those of the captions.
-    What no objective needs is None.
+    `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K); `masked_captions`, all their tokens,
+    with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0, and `hidden` (M,), the places of
+    those tokens, counted through all captions. `prompts` are those of the captions. What no objective needs is None.
     """
 
     token_ids: Tensor
@@ -191,9 +195,16 @@ class Encodings(Views):
     head: Head
     masked_image_tokens: Tensor | None = None
     kept: Tensor | None = None
-    masked_text_tokens: Tensor | None = None
+    masked_captions: Tokens | None = None
     token_labels: Tensor | None = None
+    hidden: Tensor | None = None
     prompts: EncodedPrompts | None = None
+
+    @property
+    def plain(self) -> dict[str, Tokens | EncodedPrompts]:
+        """The views that no mask touches, by the names of their fields."""
+        views = {"images": self.images, "captions": self.captions, "prompts": self.prompts}
+        return {name: view for name, view in views.items() if view is not None}
 
     @cached_property
     def image_features(self) -> Features:
@@ -204,31 +215,6 @@ class Encodings(Views):
     def text_features(self) -> Features:
         """What the head made of the captions."""
         return self.head.text(self.captions)
-
-
-class Gathered:
-    """The rows of a whole batch, of which `own` holds this process's share; each tensor is gathered when first read.
-
-    What holds tensors, such as `Tokens`, is gathered as far as it is read. All processes are to read the same in the
-    same order.
-    """
-
-    def __init__(self, own: Any, sizes: Sequence[int]):
-        self._own = own
-        self._sizes = sizes
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._own, name)
-        if isinstance(value, Tensor):
-            value = gather(value, self._sizes)
-        elif is_dataclass(value):
-            value = Gathered(value, self._sizes)
-        setattr(self, name, value)
-        return value
-
-
-class GatheredEncodings(Gathered, Views):
-    """The encodings of a batch whose shares are encoded by several processes."""
 
 
 def _all_tokens(tokens: Tokens, need: str) -> Tensor:
@@ -255,71 +241,53 @@ def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Gene
 
 def draw_masks(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Masks:
     """The masks that are needed, drawn from `generator` for the whole batch of which these rows are a share."""
-    drawn = {"generator": generator, "share": batch.share}
+    drawn = {"generator": generator}
     kept = masked_ids = token_labels = None
     if mask := needs.masked_image:
         rows, columns = encoder.clip.config.grid
-        device = batch.pixels.device
-        kept = random_keep(len(batch.pixels), rows * columns, mask.ratio, device=device, **drawn)
+        kept = random_keep(batch.share, rows * columns, mask.ratio, **drawn)
     if needs.masked_text:
         token_ids = _token_ids(encoder, batch, needs)
         if batch.token_labels is not None:
             token_labels = _padded(batch.token_labels, token_ids.shape[1])
         else:
+            vocab_size = encoder.clip.config.vocab_size
             masked_ids, token_labels = mask_tokens(
-                token_ids, needs.masked_text.ratio, vocab_size=encoder.clip.config.vocab_size, **drawn
+                token_ids, needs.masked_text.ratio, vocab_size=vocab_size, share=batch.share, **drawn
             )
     return Masks(kept, masked_ids, token_labels)
 
 
 def encode_masked(encoder: DualEncoder, batch: PairBatch, needs: Needs, masks: Masks) -> Encodings:
     """As `encode`, with masks that are drawn already; masked views of what has no mask are left out."""
-    token_ids = _token_ids(encoder, batch, needs)
+    device = batch.pixels.device
+    token_ids = _moved(_token_ids(encoder, batch, needs), device)
+    their_own_mask = needs.masked_text is not None and batch.token_labels is not None
     # The plain views come first: those who encode them twice then draw the same dropout, whatever else is needed.
     images = encoder.see(batch.pixels, whole_only=not (needs.image_tokens or needs.pairs))
-    captions = encoder.read(token_ids, whole_only=not (needs.text_tokens or needs.masked_text))
-    prompts = _prompts(encoder, batch.prompts) if needs.prompts or needs.pairs else None
-    masked_text_tokens = None
+    captions = encoder.read(token_ids, whole_only=not (needs.text_tokens or their_own_mask))
+    prompts = _prompts(encoder, batch.prompts, device) if needs.prompts or needs.pairs else None
+    masked_captions = captions if masks.token_labels is not None else None
     if masks.masked_ids is not None:
-        masked_text_tokens = encoder.clip.encode_text(masks.masked_ids)
-    elif masks.token_labels is not None:
-        masked_text_tokens = captions.values
+        masked_captions = encoder.clip.read(_moved(masks.masked_ids, device))
+    kept = _moved(masks.kept, device)
     return Encodings(
         token_ids=token_ids,
         images=images,
         captions=captions,
         head=encoder.head,
-        masked_image_tokens=_masked_image(encoder, batch.pixels, needs.masked_image, masks.kept),
-        kept=masks.kept,
-        masked_text_tokens=masked_text_tokens,
-        token_labels=masks.token_labels,
+        masked_image_tokens=_masked_image(encoder, batch.pixels, needs.masked_image, kept),
+        kept=kept,
+        masked_captions=masked_captions,
+        token_labels=_moved(masks.token_labels, device),
+        hidden=_moved(masks.hidden, device),
         prompts=prompts,
     )
 
 
-def rows_of(batch: PairBatch, rows: Share) -> PairBatch:
-    """Some rows of a batch, which is a dataclass; `rows` counts from the first that is here."""
-    here = batch.share or Share.whole(len(batch.pids))
-    return replace(
-        batch,
-        pixels=rows.of(batch.pixels),
-        token_ids=rows.of(batch.token_ids),
-        pids=rows.of(batch.pids),
-        token_labels=None if batch.token_labels is None else rows.of(batch.token_labels),
-        prompts=None if batch.prompts is None else batch.prompts.share(rows),
-        share=Share(here.start + rows.start, here.start + rows.stop, here.total),
-    )
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """The rows of several tensors, or dataclasses that hold them, in order; of anything else the first."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if is_dataclass(first) and not isinstance(first, type):
-        columns = {each.name: joined([getattr(part, each.name) for part in parts]) for each in fields(first)}
-        return replace(first, **columns)
-    return first
+def _moved(rows: Tensor | None, device: torch.device) -> Tensor | None:
+    """What there is, on `device`."""
+    return None if rows is None else to_device(rows, device)
 
 
 def _token_ids(encoder: DualEncoder, batch: PairBatch, needs: Needs) -> Tensor:
@@ -331,15 +299,17 @@ def _masked_image(encoder: DualEncoder, pixels: Tensor, mask: ImageMask | None, 
     return None if kept is None else encoder.clip.encode_image(grey(pixels) if mask.grey else pixels, keep=kept)
 
 
-def _prompts(encoder: DualEncoder, prompts: Prompts | None) -> EncodedPrompts:
+def _prompts(encoder: DualEncoder, prompts: Prompts | None, device: torch.device) -> EncodedPrompts:
     if prompts is None:
         raise UsageError(
             "An objective reads the prompts of the captions' phrases, and the captions come without",
             where="captions.phrases",
             remedy=f"Train with some for each caption: `--set captions.phrases={MOST_PHRASES}`.",
         )
-    values = encoder.read(prompts.token_ids, whole_only=True).whole[prompts.index]
-    return EncodedPrompts(values, prompts.found, prompts.labels)
+    token_ids, index, found, labels = (
+        to_device(each, device) for each in (prompts.token_ids, prompts.index, prompts.found, prompts.labels)
+    )
+    return EncodedPrompts(encoder.read(token_ids, whole_only=True).whole[index], found, labels)
 
 
 def _padded(token_ids: Tensor, length: int) -> Tensor:

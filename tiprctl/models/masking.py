@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from tiprctl.shares import Share, uniform
-from tiprctl.transfer import channels, to_device
+from tiprctl.transfer import channels
 
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
@@ -18,21 +18,13 @@ def kept_patches(patches: int, ratio: float) -> int:
     return max(1, patches - round(patches * ratio))
 
 
-def random_keep(
-    batch: int,
-    patches: int,
-    ratio: float,
-    *,
-    generator: Generator,
-    device: torch.device,
-    share: Share | None = None,
-) -> Tensor:
-    """Indices `(batch, kept)` of the patches that stay, in grid order, drawn per image without return.
+def random_keep(images: Share, patches: int, ratio: float, *, generator: Generator) -> Tensor:
+    """Indices `(B, kept)` of the patches that stay of a share's images, in grid order, drawn per image without return.
 
-    `ratio` is the part that is dropped, see `kept_patches`; `share` tells which rows of a batch these are.
+    `ratio` is the part that is dropped, see `kept_patches`.
     """
-    noise = uniform(batch, patches, generator=generator, share=share)
-    return to_device(noise.argsort(dim=1)[:, : kept_patches(patches, ratio)].sort(dim=1).values, device)
+    noise = uniform(len(images), patches, generator=generator, share=images)
+    return noise.argsort(dim=1)[:, : kept_patches(patches, ratio)].sort(dim=1).values
 
 
 def hidden_patches(kept: Tensor, patches: int) -> Tensor:

@@ -17,14 +17,13 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import (
     EncoderSpec,
     Encodings,
-    Gathered,
-    GatheredEncodings,
     Masks,
     Needs,
     PairBatch,
     draw_masks,
     encode_masked,
 )
+from tiprctl.models.rows import Gathered, GatheredEncodings
 from tiprctl.objectives import find_objective
 from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput, Role
 from tiprctl.shares import Share

@@ -71,16 +71,16 @@ class MaskedLanguageModelling(Objective):
         yield Role.CLASSIFIER, self.head
 
     def count(self, masks: Masks, batch: PairBatch) -> Tensor:
-        return (masks.token_labels != 0).sum()
+        return batch.pids.new_full((), len(masks.hidden))
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
-        labels = enc.token_labels[enc.token_labels != 0]
+        labels = enc.token_labels.flatten()[enc.hidden]
         logits = self.tell(enc)
         right = (logits.argmax(dim=1) == labels).float().sum() / max(1, len(labels))
         return ObjectiveOutput(mlm_loss(logits, labels), {"accuracy": right})
 
     def tell(self, enc: Encodings) -> Tensor:
         """Scores of all words for each of the M masked tokens, caption by caption, `(M, vocabulary)`."""
-        visible = None if self.config.attend_padding else enc.captions.visible
-        tokens = self.transformer(self.cross(enc.masked_text_tokens, enc.image_tokens), visible)
-        return self.head(self.ln_post(tokens[enc.token_labels != 0]))
+        visible = None if self.config.attend_padding else enc.masked_captions.visible
+        tokens = self.transformer(self.cross(enc.masked_captions.values, enc.image_tokens), visible)
+        return self.head(self.ln_post(tokens.flatten(0, 1)[enc.hidden]))
