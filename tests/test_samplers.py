@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -146,3 +148,22 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_the_nearest_that_can(samp
     for size in map(int, remedy.split(" or ")):
         check_shares(size, config, processes)
     check_shares(batch_size, config, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "batch_size", "processes", "remedy"),
+    [
+        ("random", 16, 12, "1, 2, 4, 8 or 16 processes"),
+        ("random", 7, 2, "one process"),
+        ("pairs", 8, 3, "1, 2 or 4 processes"),
+        ("pairs", 8, 8, "1, 2 or 4 processes"),
+    ],
+)
+def test_a_resumed_run_keeps_its_batch_and_hears_how_many_processes_can_share_it(
+    sampler, batch_size, processes, remedy
+):
+    with pytest.raises(UsageError) as error:
+        check_shares(batch_size, SamplingConfig(sampler=sampler), processes, resumed=True)
+    assert error.value.remedy == f"Resume with {remedy}."
+    for count in map(int, re.findall(r"\d+", remedy)):
+        check_shares(batch_size, SamplingConfig(sampler=sampler), count)

@@ -11,6 +11,9 @@ from tiprctl.errors import UsageError
 
 Batches = list[np.ndarray]
 
+BATCH_SIZE = "batch_size (--batch-size)"
+"""What errors call it: the setting, and what `train` has for it."""
+
 
 def epoch_batches(
     lengths: np.ndarray, pids: np.ndarray, *, batch_size: int, config: SamplingConfig, seed: int, epoch: int
@@ -33,24 +36,47 @@ def epoch_batches(
             return _pair_batches(pids, batch_size, generator)
 
 
-def check_shares(batch_size: int, config: SamplingConfig, processes: int) -> None:
+def check_shares(batch_size: int, config: SamplingConfig, processes: int, *, resumed: bool = False) -> None:
     """Check that every process gets a share of each batch, and all as much where batches are full.
 
     Raises:
-        UsageError: they do not; says which batch sizes can be shared.
+        UsageError: they do not; says which batch sizes can be shared, or, where the run is `resumed` and keeps its
+            own, among how many processes it can be.
     """
-    pairs = config.sampler == "pairs"
-    least = processes * (2 if pairs else 1)
-    if batch_size % processes == 0 and batch_size >= least:
+    least = 2 if config.sampler == "pairs" else 1
+
+    def shared(size: int, count: int) -> bool:
+        return size % count == 0 and size >= count * least
+
+    if shared(batch_size, processes):
         return
-    step = math.lcm(processes, {"random": 1, "identity": config.per_identity, "pairs": 2}[config.sampler])
-    below = batch_size // step * step
-    nearest = [size for size in (below, below + step, below + 2 * step) if size >= least][:2]
+    if resumed:
+        *others, last = map(str, (count for count in range(1, 2 * processes) if shared(batch_size, count)))
+        remedy = f"Resume with {', '.join(others)} or {last} processes." if others else "Resume with one process."
+    else:
+        step = math.lcm(processes, {"random": 1, "identity": config.per_identity, "pairs": 2}[config.sampler])
+        below = batch_size // step * step
+        nearest = [size for size in (below, below + step, below + 2 * step) if shared(size, processes)][:2]
+        remedy = f"Choose {nearest[0]} or {nearest[1]}: it is the size of the whole batch."
     raise UsageError(
         f"A batch of {batch_size} cannot be shared among {processes} processes",
-        where="batch_size",
-        remedy=f"Choose {nearest[0]} or {nearest[1]}: it is the size of the whole batch.",
+        where="--nproc-per-node" if resumed else "--batch-size",
+        remedy=remedy,
     )
+
+
+def check_parts(parts: int, rows: int) -> None:
+    """Check that a process's `rows` of a batch can be taken in so many parts.
+
+    Raises:
+        UsageError: they cannot; says in how many they can.
+    """
+    if not 1 <= parts <= rows:
+        raise UsageError(
+            f"A process's {rows} rows of a batch cannot be taken in {parts} parts",
+            where="--accumulate",
+            remedy=f"Choose from 1 to {rows}.",
+        )
 
 
 def _random_batches(lengths: np.ndarray, batch_size: int, bucket: int, generator: np.random.Generator) -> Batches:
@@ -74,7 +100,7 @@ def _identity_batches(pids: np.ndarray, batch_size: int, per_identity: int, gene
     if batch_size % per_identity:
         raise UsageError(
             f"A batch of {batch_size} cannot be divided into identities of {per_identity} captions",
-            where="batch_size",
+            where=BATCH_SIZE,
             remedy=f"Choose a multiple of {per_identity}.",
         )
     groups = [
@@ -98,7 +124,7 @@ def _pair_batches(pids: np.ndarray, batch_size: int, generator: np.random.Genera
     """
     if batch_size % 2:
         remedy = f"Choose {batch_size - 1} or {batch_size + 1}."
-        raise UsageError(f"A batch of {batch_size} cannot be halved", where="batch_size", remedy=remedy)
+        raise UsageError(f"A batch of {batch_size} cannot be halved", where=BATCH_SIZE, remedy=remedy)
     identities = batch_size // 2
     groups = [_ones_and_twos(member, generator) for member in _shuffled_members(pids, generator)]
     if len(groups) < identities:
@@ -157,5 +183,5 @@ def _groups_of(members: np.ndarray, size: int, generator: np.random.Generator) -
 
 def _too_large(what: str, most: int) -> UsageError:
     return UsageError(
-        f"The training split has {what}", where="batch_size", remedy=f"Choose a batch size of at most {most}."
+        f"The training split has {what}", where=BATCH_SIZE, remedy=f"Choose a batch size of at most {most}."
     )
