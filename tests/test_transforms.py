@@ -25,6 +25,14 @@ def test_normalise_is_clips():
     torch.testing.assert_close(normalise(image)[0, :, 0, 0], torch.tensor(expected))
 
 
+@pytest.mark.parametrize("size", [(0, 3, 4, 4), (5, 3, 7, 3), (3, 3, 300, 100), (1, 3, 400, 200)])
+def test_normalise_is_the_same_a_few_images_at_a_time(size):
+    pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator())
+    normalised = normalise(pixels)
+    assert normalised.dtype == torch.float32
+    assert torch.equal(normalised, normalise(pixels.float() / 255))
+
+
 def test_without_changes_only_normalisation_is_left(pixels):
     torch.testing.assert_close(augment(pixels, OFF, generator()), normalise(pixels))
 
@@ -63,6 +71,15 @@ def test_shift_is_a_crop_of_the_padded_image(pixels):
         assert places
         seen |= set(places)
     assert len(seen) > 15
+
+
+@pytest.mark.parametrize("reach", [1, 6, 30])
+def test_shift_pads_and_crops_at_the_drawn_places(pixels, reach):
+    """Also further than the image is wide, which leaves some images black."""
+    tops, lefts = ((torch.rand(64, generator=drawn) * (2 * reach + 1)).long() for drawn in [generator()] for _ in "yx")
+    padded = torch.nn.functional.pad(pixels, (reach, reach, reach, reach))
+    expected = [image[:, top : top + 12, left : left + 6] for image, top, left in zip(padded, tops, lefts)]
+    assert torch.equal(shift(pixels, reach, generator()), torch.stack(expected))
 
 
 def test_jitter_scales_each_channel_within_its_bounds():

@@ -142,10 +142,14 @@ def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
 
 def _batch_or_error(paths: list[Path], size: tuple[int, int]) -> Tensor | ImageError:
     """An error travels as a value: what a worker raises reaches the user as a traceback inside a message."""
+    batch = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
     try:
-        return torch.stack([_decoded(path, size) for path in paths])
+        # Each image is copied while it is in the core's cache, and leaves its memory to the next one.
+        for image, path in zip(batch, paths):
+            image.copy_(_decoded(path, size))
     except ImageError as error:
         return error
+    return batch
 
 
 def _raise_error(batch: Tensor | ImageError) -> Tensor:
