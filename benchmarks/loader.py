@@ -1,4 +1,4 @@
-"""Training samples that one core makes ready in a second: ours against a plain loader in the published order.
+"""Training samples that one core makes ready in a second: ours against plain loaders in the orders of IRRA and SEN.
 
 python benchmarks/loader.py              # 512 person crops at 384 x 128, three times: about a minute
 python benchmarks/loader.py --quick      # 128 crops, twice: seconds
@@ -11,15 +11,13 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _report import Report, Variant, parser, publish, survey, verdict
+from _report import Report, parser, publish, survey, verdict
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,37 +26,37 @@ from tiprctl.config import TrainConfig, override
 from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.image_cache import cache_images
 from tiprctl.data.manifest import build_manifest, read_manifest, write_manifest
-from tiprctl.data.pruning import prune_captions, read_pruned
+from tiprctl.data.pruning import prune_captions
 from tiprctl.data.records import Record
+from tiprctl.data.tagging import ADJECTIVE, BNC, NOUN, TAGGERS, classify, prune
 from tiprctl.pixels import MEAN, STD
 from tiprctl.recipes import RECIPES
 from tiprctl.tokenizer import default_tokenizer
 
 LEAST_RATIO = 3
-"""How many times as many samples a second and core as the plain loader."""
+"""How many times as many samples a second and core as each plain loader."""
 
 BATCH = 64
 CONTEXT = 77
-MASKED = 0.15
-CONFIG = override(
-    RECIPES["sen"],
-    {
-        "batch_size": BATCH,
-        "sampling.sampler": "random",
-        "captions.mask_content": MASKED,
-        "captions.mask_other": MASKED,
-    },
-)
+TAGGER = "hanta"
+SETTINGS = {"batch_size": BATCH, "sampling.sampler": "random"}
+CONFIGS = {paper: override(RECIPES[f"{paper.lower()}-published"], SETTINGS) for paper in ("IRRA", "SEN")}
+"""What each paper's samples are, in random order: IRRA masks 15% of the tokens; SEN prunes and masks by word class."""
+
+IMAGE_SIZE = CONFIGS["IRRA"].model.image_size
 HEIGHTS = 150, 700
 SLENDERNESS = 0.33, 0.42
 """Person crops as those of CUHK-PEDES: their height in pixels, and their width as a share of it."""
 
-NAMES = {
-    "plain": "plain loader",
-    "files": "tiprctl, from the files",
-    "cache": "tiprctl, from the image cache",
-    "memory": "tiprctl, from memory",
-}
+PLAIN = "plain"
+WAYS = {"files": "the files", "cache": "the image cache", "memory": "memory"}
+"""Where ours has the images from."""
+
+Name = tuple[str, str]
+"""A contestant: whose samples it makes, and `plain` or one of `WAYS`."""
+
+Make = Callable[[int], Iterable[Tensor]]
+"""The images of an epoch, batch by batch."""
 
 
 def make_people(folder: Path, count: int) -> None:
@@ -71,8 +69,8 @@ def make_people(folder: Path, count: int) -> None:
         records.append(Record("train", number, path, (describe(generator),)))
     manifest = build_manifest("cuhk-pedes", folder, records)
     write_manifest(manifest)
-    prune_captions(manifest, "hanta")
-    cache_images(manifest, CONFIG.model.image_size)
+    prune_captions(manifest, TAGGER)
+    cache_images(manifest, IMAGE_SIZE)
 
 
 def save_crop(path: Path, generator: np.random.Generator) -> None:
@@ -115,21 +113,19 @@ class Epoch:
 
 
 class PlainSamples(Dataset):
-    """The order of the published code: each image opened, resized and changed on its own, each caption tokenised twice.
+    """The order of IRRA's code: each image opened, resized and changed on its own, its caption tokenised each time.
 
-    The caption is tokenised whole and pruned, and one of the two taken; then its tokens are masked one by one, as the
-    code of IRRA does it, which lists the whole vocabulary for each caption. The tokenizer is open_clip's, which is
-    OpenAI's and remembers the words that it has met.
+    The tokens are masked one by one, and the whole vocabulary is listed for each caption. The tokenizer is open_clip's,
+    which is OpenAI's and remembers the words that it has met.
     """
 
     def __init__(self, folder: Path, config: TrainConfig):
         from open_clip.tokenizer import SimpleTokenizer
         from torchvision import transforms
 
-        manifest = read_manifest(folder)
-        split = manifest.split("train")
-        self.paths, self.whole, self.pruned = split.image_paths, split.captions, read_pruned(manifest).pruned
-        self.prune = config.captions.prune
+        split = read_manifest(folder).split("train")
+        self.paths, self.captions = split.image_paths, split.captions
+        self.form = config.captions
         self.tokenizer = SimpleTokenizer(context_length=CONTEXT)
         change = config.augment
         self.resize = transforms.Resize(config.model.image_size)
@@ -148,8 +144,7 @@ class PlainSamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.resize(Image.open(self.paths[index]).convert("RGB"))
-        whole, pruned = (self.tokenizer([text[index]])[0] for text in (self.whole, self.pruned))
-        token_ids, labels = self.mask((pruned if random.random() < self.prune else whole).tolist())
+        token_ids, labels = self.mask(self.tokenizer([self.caption(index)])[0].tolist())
         return {
             "pids": index,
             "images": self.erase(self.normalise(self.change(image))),
@@ -157,12 +152,19 @@ class PlainSamples(Dataset):
             "labels": torch.tensor(labels),
         }
 
+    def caption(self, index: int) -> str:
+        return self.captions[index]
+
+    def chance(self, token: int) -> float:
+        """The probability at which a token is masked."""
+        return self.form.mask_other
+
     def mask(self, tokens: list[int]) -> tuple[list[int], list[int]]:
         """The tokens, some of them masked, exchanged or kept (8 : 1 : 1), and the original ones of these."""
         others = list(range(1, self.tokenizer.vocab_size - 3))
         labels = [0] * len(tokens)
         for place, token in enumerate(tokens):
-            if 0 < token < self.tokenizer.vocab_size - 3 and random.random() < MASKED:
+            if 0 < token < self.tokenizer.vocab_size - 3 and random.random() < self.chance(token):
                 labels[place] = token
                 fate = random.random()
                 if fate < 0.8:
@@ -172,95 +174,128 @@ class PlainSamples(Dataset):
         return tokens, labels
 
 
-def plain_loader(folder: Path) -> DataLoader:
-    torch.manual_seed(0)
-    random.seed(0)
-    return DataLoader(PlainSamples(folder, CONFIG), batch_size=BATCH, shuffle=True, drop_last=True)
+class PlainTaggedSamples(PlainSamples):
+    """The order of SEN's code: as IRRA's, but a caption may be tagged and pruned first, and each token is tagged alone.
+
+    SEN's tagger is NLTK's, whose model has to be downloaded: HanTa, which is ours, stands in for it, word by word too.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig):
+        super().__init__(folder, config)
+        self.tag = TAGGERS[TAGGER].load()
+        self.content = tuple(beginning for beginning, kind in BNC.items() if kind in (NOUN, ADJECTIVE))
+
+    def caption(self, index: int) -> str:
+        whole = super().caption(index)
+        return prune(whole, classify(whole, TAGGER)) if random.random() < self.form.prune else whole
+
+    def chance(self, token: int) -> float:
+        (tag,) = self.tag([self.tokenizer.decoder[token].removesuffix("</w>")])
+        return self.form.mask_content if tag.startswith(self.content) else self.form.mask_other
 
 
-def from_plain(loader: DataLoader, epoch: int) -> Epoch:
-    return count(batch["images"] for batch in loader)
+PLAIN_SAMPLES = {"IRRA": PlainSamples, "SEN": PlainTaggedSamples}
 
 
-def our_batches(folder: Path, *, cached: bool, kept: bool) -> TrainingBatches:
-    batches = TrainingBatches(read_manifest(folder), CONFIG, default_tokenizer(), workers=0)
-    if not cached:
+def plain_loader(samples: type[PlainSamples], folder: Path, config: TrainConfig) -> Make:
+    loader = DataLoader(samples(folder, config), batch_size=BATCH, shuffle=True, drop_last=True)
+    return lambda epoch: (batch["images"] for batch in loader)
+
+
+def our_loader(way: str, folder: Path, config: TrainConfig) -> Make:
+    batches = our_batches(way, folder, config)
+    return lambda epoch: (batch.pixels for batch in batches.epoch(epoch, skip=0, device=torch.device("cpu")))
+
+
+def our_batches(way: str, folder: Path, config: TrainConfig) -> TrainingBatches:
+    batches = TrainingBatches(read_manifest(folder), config, default_tokenizer(), workers=0)
+    if way != "cache":
         batches.images.cache = None
-    if kept:
+    if way == "memory":
         batches.images.keep_if_small()
     return batches
 
 
-def from_ours(batches: TrainingBatches, epoch: int) -> Epoch:
-    return count(batch.pixels for batch in batches.epoch(epoch, skip=0, device=torch.device("cpu")))
+def contestants(folder: Path) -> dict[Name, Make]:
+    """All of them on the data set in `folder`; ours beside the plain loader that makes the same samples."""
+    made = {}
+    for paper, config in CONFIGS.items():
+        made[paper, PLAIN] = plain_loader(PLAIN_SAMPLES[paper], folder, config)
+        made |= {(paper, way): our_loader(way, folder, config) for way in WAYS}
+    return made
 
 
-def count(batches: Iterable[Tensor]) -> Epoch:
+def run_through(batches: Iterable[Tensor]) -> Epoch:
     """Go through the batches of an epoch. Time on a core is counted, since others may want the core meanwhile."""
     start = time.process_time()
     shapes = [tuple(pixels.shape) for pixels in batches]
     return Epoch(shapes, time.process_time() - start)
 
 
-def compare(folder: Path, repeat: int) -> dict[str, Epoch]:
-    """The fastest of so many epochs of each contestant, in turn, each in a process of its own with one thread."""
-    contestants: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
-        "plain": (partial(plain_loader, folder), from_plain),
-        "files": (partial(our_batches, folder, cached=False, kept=False), from_ours),
-        "cache": (partial(our_batches, folder, cached=True, kept=False), from_ours),
-        "memory": (partial(our_batches, folder, cached=False, kept=True), from_ours),
-    }
-    with ExitStack() as stack:
-        variants = {
-            name: stack.enter_context(closing(Variant(prepare, run, threads=1)))
-            for name, (prepare, run) in contestants.items()
-        }
-        rounds = [
-            {name: variant.measure(epoch).result for name, variant in variants.items()} for epoch in range(repeat)
-        ]
-    if any(run.shapes != rounds[0]["plain"].shapes for each in rounds for run in each.values()):
+def compare(folder: Path, repeat: int) -> dict[Name, Epoch]:
+    """The fastest of so many epochs of each contestant, in turn, with one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    random.seed(0)
+    makers = contestants(folder)
+    rounds = [{name: run_through(make(epoch)) for name, make in makers.items()} for epoch in range(repeat)]
+    if any(run.shapes != rounds[0]["IRRA", PLAIN].shapes for each in rounds for run in each.values()):
         raise SystemExit("The contestants made batches of different shapes.")
-    return {name: min((each[name] for each in rounds), key=lambda run: run.seconds) for name in variants}
+    return {name: min((each[name] for each in rounds), key=lambda run: run.seconds) for name in makers}
 
 
-def shortfalls(ratios: dict[str, float]) -> list[str]:
+def ratios_of(speeds: dict[Name, Epoch]) -> dict[Name, float]:
+    """How many times the samples of the plain loader of the same paper each contestant makes in a second."""
+    return {(paper, way): speed.rate / speeds[paper, PLAIN].rate for (paper, way), speed in speeds.items()}
+
+
+def title(name: Name) -> str:
+    paper, way = name
+    return f"plain, as {paper}" if way == PLAIN else f"tiprctl, from {WAYS[way]}"
+
+
+def shortfalls(ratios: dict[Name, float]) -> list[str]:
     """What falls short of the goal, a sentence each."""
     return [
-        f"{NAMES[name]}: {ratios[name]:.1f} times the samples of the plain loader, less than {LEAST_RATIO}"
-        for name in ("files", "cache")
-        if ratios[name] < LEAST_RATIO
+        f"{title((paper, way))}: {ratio:.1f} times the samples of the plain loader as {paper}, less than {LEAST_RATIO}"
+        for (paper, way), ratio in ratios.items()
+        if way in ("files", "cache") and ratio < LEAST_RATIO
     ]
 
 
-def rows(speeds: dict[str, Epoch], ratios: dict[str, float]) -> Iterator[tuple[str, ...]]:
+def rows(speeds: dict[Name, Epoch], ratios: dict[Name, float]) -> Iterator[tuple[str, ...]]:
     for name, speed in speeds.items():
-        ratio = "" if name == "plain" else f"{ratios[name]:.1f} x"
-        yield NAMES[name], f"{1000 / speed.rate:.2f}", f"{speed.rate:,.0f}", ratio
+        ratio = "" if PLAIN in name else f"{ratios[name]:.1f} x"
+        yield title(name), f"{1000 / speed.rate:.2f}", f"{speed.rate:,.0f}", ratio
 
 
-def ratios_of(speeds: dict[str, Epoch]) -> dict[str, float]:
-    """How many times the samples of the plain loader each contestant makes in a second."""
-    return {name: speed.rate / speeds["plain"].rate for name, speed in speeds.items()}
-
-
-def report_on(speeds: dict[str, Epoch]) -> Report:
+def report_on(speeds: dict[Name, Epoch]) -> Report:
     ratios = ratios_of(speeds)
-    height, width = CONFIG.model.image_size
+    height, width = IMAGE_SIZE
+    samples = speeds["IRRA", PLAIN].samples
     return Report(
-        f"Making {speeds['plain'].samples:,} samples of {height} x {width} ready on one core",
+        f"Making {samples:,} samples of {height} x {width} ready on one core",
         ("", "ms a sample", "samples a second", "faster"),
         list(rows(speeds, ratios)),
         {
-            "samples": speeds["plain"].samples,
+            "samples": samples,
             "goal": LEAST_RATIO,
-            "contestants": {
-                name: {"seconds": speed.seconds, "samples_per_second": speed.rate, "ratio": ratios[name]}
-                for name, speed in speeds.items()
-            },
+            "contestants": [
+                {
+                    "paper": paper,
+                    "from": way,
+                    "seconds": speed.seconds,
+                    "samples_per_second": speed.rate,
+                    "ratio": ratios[paper, way],
+                }
+                for (paper, way), speed in speeds.items()
+            ],
         },
         notes=[
-            "Seconds are those that a core was busy. The plain loader tokenises each caption twice an epoch, ours once "
-            "before the first, which is not counted.",
+            "Seconds are those that a core was busy. The plain loaders tokenise, and the one as SEN tags, in each "
+            "epoch; ours does both once before the first, which is not counted.",
+            "SEN's code tags each token with NLTK, whose model has to be downloaded: HanTa stands in for it, and the "
+            "row tells nothing of NLTK's own speed.",
         ],
     )
 
