@@ -1,4 +1,5 @@
-"""Memory and communication of training on many devices: arithmetic, from what one pair makes autograd keep.
+"""Memory and communication of training on many devices: arithmetic, from what one pair makes autograd keep, and from
+what the losses of a recipe read of two pairs.
 
 python benchmarks/scaling.py                    # ViT-B/16 and ViT-L/14 on 8 devices, batches of 128 to 4096: half a minute
 python benchmarks/scaling.py --processes 32
@@ -8,20 +9,29 @@ python benchmarks/scaling.py --quick            # the tiny encoder
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from _report import Report, parser, publish, survey
-from torch import Tensor, nn
+from _report import Report, parser, publish, show, survey
+from torch import Generator, Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tiprctl.data.batches import Batch
 from tiprctl.models.clip import SIZES, Block, Clip, ClipConfig
+from tiprctl.models.encoder import DualEncoder
+from tiprctl.models.encodings import encode as encode_batch
+from tiprctl.models.rows import Gathered, GatheredEncodings
+from tiprctl.objectives.composition import Composition
 from tiprctl.precision import autocast
+from tiprctl.prompts import Prompts
+from tiprctl.recipes import RECIPES
+from tiprctl.shares import Share
 
 MODELS = ("ViT-B-16", "ViT-L-14")
+METHODS = ("sen", "irra", "cfine", "scvd")
 BATCHES = (128, 256, 512, 1024, 2048, 4096)
 TYPES = {"fp32": None, "bf16": torch.bfloat16}
 FLOAT = 4
@@ -38,8 +48,6 @@ class Sizes:
 
     model: str
     parameters: int
-    features: int
-    tokens: int
     kept: Mapping[str, int]
     checkpointed: Mapping[str, int]
 
@@ -63,22 +71,37 @@ class Load:
     pairs: int
     memory: Mapping[str, int]
     checkpointed: Mapping[str, int]
-    features: int
-    tokens: int
     reduced: int
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the losses of a recipe make the devices tell each other of each pair of the batch, in bytes.
+
+    `gathered`: what all devices get of it; `returned`: the part of this whose gradients go back where it came from.
+    """
+
+    model: str
+    recipe: str
+    gathered: int
+    returned: int
+
+    def sent(self, batch: int, processes: int) -> int:
+        """Bytes that each device sends in a step, as it sends to all others in a ring.
+
+        An all-gather forward, a reduce-scatter backward. A backend that has none sums the whole, at twice the bytes.
+        """
+        return batch * (self.gathered + self.returned) * (processes - 1) // processes
 
 
 def measure(model: str) -> Sizes:
     """Run the towers of a model over one pair and two, with captions of full length, and see what autograd keeps."""
     config = SIZES[model]
     clip = Clip(config).train()
-    patches = config.grid[0] * config.grid[1]
     return Sizes(
         model,
         parameters=sum(parameter.numel() for parameter in clip.parameters()),
-        features=2 * FLOAT * config.embed_dim,
-        tokens=FLOAT * config.embed_dim * (1 + patches + config.context_length),
         kept={name: per_pair(partial(encode, clip, config), clip, dtype) for name, dtype in TYPES.items()},
         checkpointed={name: checkpointed(clip, config, dtype) for name, dtype in TYPES.items()},
     )
@@ -136,6 +159,61 @@ def _through(block: Block, length: int, width: int, pairs: int) -> Tensor:
     return block(torch.zeros(pairs, length, width, requires_grad=True), causal=False)
 
 
+def traffic(model: str, recipe: str) -> Traffic:
+    """Let the losses of a recipe read two pairs, and see what of them a device would have to have of all pairs."""
+    composition = shallow(model, recipe)
+    batch = full_batch(composition.encoder.clip.config, recipe)
+    own = encode_batch(composition.encoder, batch, composition.needs(0), Generator().manual_seed(0))
+    wholes = GatheredEncodings(own, [len(batch.share)]), Gathered(batch, [len(batch.share)])
+    for term in composition.terms(0):
+        if term.by_row is None:
+            term.loss(*wholes)
+    read = [tensor for whole in wholes for tensor in gathered_in(whole)]
+    size, floats = (
+        sum(tensor.nbytes for tensor in tensors) // len(batch.share)
+        for tensors in (read, filter(torch.is_floating_point, read))
+    )
+    return Traffic(model, recipe, size, floats)
+
+
+def shallow(model: str, recipe: str) -> Composition:
+    """A recipe with towers of one block on a model's size: what is read of their tokens does not depend on the depth."""
+    config, size = RECIPES[recipe], SIZES[model]
+    # To the pixel, as SEN restores images: the rest makes no patch anyway.
+    whole = tuple(side // size.patch_size * size.patch_size for side in size.image_size)
+    clip = Clip(replace(size, image_size=whole, vision_layers=1, text_layers=1))
+    clip.initialise(Generator().manual_seed(0))
+    encoder = DualEncoder(clip, config.model.head, config.model.head_options)
+    return Composition(encoder, config.objectives, identities=2).train()
+
+
+def full_batch(config: ClipConfig, recipe: str, pairs: int = 2) -> Batch:
+    """Noise: images of different people, with captions of full length and as many phrases as the recipe takes."""
+    generator = Generator().manual_seed(0)
+    token_ids = torch.randint(1, 1000, (pairs, config.context_length), generator=generator)
+    token_ids[:, -1] = config.vocab_size - 1
+    phrases = RECIPES[recipe].captions.phrases
+    index = torch.arange(pairs * phrases).view(pairs, phrases) % pairs
+    return Batch(
+        pixels=torch.randn(pairs, 3, *config.image_size, generator=generator),
+        token_ids=token_ids,
+        pids=torch.arange(pairs),
+        share=Share.whole(pairs),
+        prompts=Prompts(token_ids, index, torch.ones_like(index, dtype=torch.bool)) if phrases else None,
+    )
+
+
+def gathered_in(whole: Gathered) -> Iterator[Tensor]:
+    """The tensors of all rows that were asked for, which a `Gathered` keeps, but for what it made of them itself."""
+    for name, value in vars(whole).items():
+        if name.startswith("_") or hasattr(type(whole), name):
+            continue
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Gathered):
+            yield from gathered_in(value)
+
+
 def load(sizes: Sizes, batch: int, processes: int) -> Load:
     """What a batch of that size asks of each of so many processes."""
     pairs = -(-batch // processes)
@@ -147,8 +225,6 @@ def load(sizes: Sizes, batch: int, processes: int) -> Load:
         pairs,
         memory={name: sizes.held + pairs * size for name, size in sizes.kept.items()},
         checkpointed={name: sizes.held + pairs * size for name, size in sizes.checkpointed.items()},
-        features=batch * sizes.features,
-        tokens=batch * sizes.tokens,
         reduced=reduced,
         seconds={name: reduced / speed for name, speed in BANDWIDTHS.items()},
     )
@@ -160,13 +236,12 @@ def report(sizes: list[Sizes], batches: tuple[int, ...], processes: int) -> Repo
     ways = [f"{way} {name}" for way in ("memory", "checkpointed") for name in TYPES]
     return Report(
         title=f"Training on {processes} devices, in GB a device; computed, not measured",
-        columns=["model, batch", "pairs", *ways, "features", "tokens"],
+        columns=["model, batch", "pairs", *ways],
         rows=[
             [
                 f"{each.model}, {each.batch}",
                 str(each.pairs),
                 *(gigabytes(size) for size in (*each.memory.values(), *each.checkpointed.values())),
-                *(gigabytes(size) for size in (each.features, each.tokens)),
             ]
             for each in loads
         ],
@@ -175,7 +250,29 @@ def report(sizes: list[Sizes], batches: tuple[int, ...], processes: int) -> Repo
             *(note for each in sizes for note in notes(each, load(each, batches[0], processes))),
             "memory: that and the pairs' activations, of both towers over whole captions of 77 tokens. checkpointed: with "
             "--checkpoint-blocks. Objectives with networks of their own, and what kernels take for a moment, come on top.",
-            "features, tokens: what a device has of all pairs once they are gathered, in float32.",
+        ],
+    )
+
+
+def traffic_report(found: list[Traffic], batches: tuple[int, ...], processes: int) -> Report:
+    """What the losses make each device send, as a table."""
+    return Report(
+        title=f"Features and tokens that each of {processes} devices sends in a step, in GB; computed, not measured",
+        columns=["model, recipe", "KB a pair", "back", *(str(batch) for batch in batches)],
+        rows=[
+            [
+                f"{each.model}, {each.recipe}",
+                *(f"{size / 1e3:,.1f}" for size in (each.gathered, each.returned)),
+                *(gigabytes(each.sent(batch, processes)) for batch in batches),
+            ]
+            for each in found
+        ],
+        figures={},
+        notes=[
+            "KB a pair: what every device holds of each pair of the batch once it is gathered, in float32, of whole "
+            "captions; back: of this, what has a gradient.",
+            "Columns: batches, forward and backward together; where a backend cannot reduce and scatter at once, the way "
+            "back takes twice that.",
         ],
     )
 
@@ -214,9 +311,14 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     asked = options()
-    sizes = [measure(model) for model in (("tiny",) if asked.quick else MODELS)]
-    machine = survey(torch.get_num_threads())
-    publish(report(sizes, BATCHES, asked.processes), machine, as_json=asked.json)
+    models = ("tiny",) if asked.quick else MODELS
+    sizes = [measure(model) for model in models]
+    found = [traffic(model, recipe) for model in models for recipe in METHODS]
+    if not asked.json:
+        show(traffic_report(found, BATCHES, asked.processes))
+    made = report(sizes, BATCHES, asked.processes)
+    made.figures["traffic"] = [asdict(each) for each in found]
+    publish(made, survey(torch.get_num_threads()), as_json=asked.json)
 
 
 if __name__ == "__main__":
