@@ -46,7 +46,14 @@ FLOORS = (
         "tiprctl.explanation",
         "tiprctl.extension",
     ),
-    ("tiprctl.optimisation", "tiprctl.gradients", "tiprctl.progress", "tiprctl.training", "tiprctl.ablation"),
+    (
+        "tiprctl.optimisation",
+        "tiprctl.gradients",
+        "tiprctl.descent",
+        "tiprctl.progress",
+        "tiprctl.training",
+        "tiprctl.ablation",
+    ),
     ("tiprctl.cli", "tiprctl.__main__"),
 )
 PURE = ("tiprctl.losses", "tiprctl.metrics", "tiprctl.models.masking")

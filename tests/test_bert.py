@@ -247,7 +247,7 @@ def test_dropout_is_drawn_anew_at_each_step(cuhk_manifest, tmp_path, wide):
         return tokens
 
     bert.read = spy
-    training.optimizer.step = lambda *_: None
+    training.descent.optimizer.step = lambda *_: None
     training.composition.train()
     for step in (0, 1, 0):
         training.progress.step = step

@@ -12,8 +12,9 @@ import torch
 
 from tiprctl.checkpoint import read_checkpoint
 from tiprctl.config import override
+from tiprctl.data import batches
 from tiprctl.errors import TrainingError
-from tiprctl.execution import CUBLAS_WORKSPACE, Execution, faults_told, out_of_memory, repeatable
+from tiprctl.execution import CUBLAS_WORKSPACE, Execution, faults_told, memory_savers, out_of_memory, repeatable
 from tiprctl.models.clip import Block, Transformer
 from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from tiprctl.objectives.composition import Composition
@@ -22,7 +23,6 @@ from tiprctl.runs import LAST, METRICS, Run
 from tiprctl.training import Trainer
 
 CPU = torch.device("cpu")
-BFLOAT16 = {"dtype": torch.bfloat16}
 
 
 class Told(Listener):
@@ -137,7 +137,7 @@ import json, tiny, torch
 from torch._dynamo.utils import counters
 from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from test_execution import composed, gradients
-plain, compiled = composed("sdm", "id"), composed("sdm", "id")
+plain, compiled = composed("sdm", "tir"), composed("sdm", "tir")
 reasons = []
 compile_blocks(compiled, reasons.append)
 names = list(compiled.state_dict()) == list(plain.state_dict())
@@ -180,31 +180,63 @@ def test_a_compiler_that_fails_later_is_left_too(monkeypatch):
 
         def run(*given, **named):
             done.append(1)
-            if len(done) > 3:
+            if len(done) > 2:
                 raise TorchDynamoException("out of registers\nand a long story")
             return function(*given, **named)
 
         return run
 
     monkeypatch.setattr(torch, "compile", failing)
-    composition, reasons = composed("sdm"), []
+    composition, reasons = composed("sdm", "tir"), []
     compile_blocks(composition, reasons.append)
     loss, _ = gradients(composition, tiny.batch())
     assert reasons == ["out of registers"]
-    torch.testing.assert_close(loss, gradients(composed("sdm"), tiny.batch())[0], rtol=0, atol=0)
+    torch.testing.assert_close(loss, gradients(composed("sdm", "tir"), tiny.batch())[0], rtol=0, atol=0)
 
 
 def test_the_user_is_told_once_why_nothing_is_compiled(cuhk_manifest, tmp_path, monkeypatch):
     def failing(composition, on_failure):
         on_failure("no compiler")
 
-    monkeypatch.setattr("tiprctl.training.compile_blocks", failing)
+    monkeypatch.setattr("tiprctl.descent.compile_blocks", failing)
     told = Told()
     assert trainer(cuhk_manifest, tmp_path, told, Execution(compile=True), epochs=0.25).run().epoch == 1
     assert len(told.texts) == 1
     assert "--compile" in told.texts[0]
     assert "no compiler" in told.texts[0]
     assert "C++ compiler" in told.texts[0]
+
+
+def test_a_deterministic_training_is_so_where_it_compiles_and_at_each_step(cuhk_manifest, tmp_path, monkeypatch):
+    seen = []
+
+    def look(*_):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get(CUBLAS_WORKSPACE)))
+
+    monkeypatch.delenv(CUBLAS_WORKSPACE, raising=False)
+    monkeypatch.setattr("tiprctl.descent.compile_blocks", look)
+    execution = Execution(deterministic=True, compile=True)
+    training = trainer(cuhk_manifest, tmp_path, execution=execution, epochs=0.5, select_on="last")
+    assert len(seen) == 1
+    update = training.descent.update
+    monkeypatch.setattr(training.descent, "update", lambda: look() or update())
+    training.run()
+    assert seen == [(True, ":4096:8")] * (1 + training.steps)
+
+
+def test_an_operation_without_a_deterministic_kernel_ends_the_training_readably(cuhk_manifest, tmp_path, monkeypatch):
+    training = trainer(cuhk_manifest, tmp_path, execution=Execution(deterministic=True), select_on="last")
+    update = training.descent.update
+
+    def put():
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+        update()
+
+    monkeypatch.setattr(training.descent, "update", put)
+    with pytest.raises(TrainingError, match=r"cannot be repeatable at step 1: put_[\s\S]*without --deterministic"):
+        training.run()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert training.progress.step == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -283,13 +315,14 @@ def exhausted(*_given, **_named):
     )
 
 
-@pytest.mark.parametrize("place", ["forward", "backward", "optimiser"])
+@pytest.mark.parametrize("place", ["batch", "forward", "backward", "optimiser"])
 def test_running_out_of_memory_is_told_wherever_it_happens(cuhk_manifest, tmp_path, monkeypatch, place):
     training = trainer(cuhk_manifest, tmp_path)
     target, name = {
         "forward": (Block, "forward"),
+        "batch": (batches, "augment"),
         "backward": (torch.Tensor, "backward"),
-        "optimiser": (training.optimizer, "step"),
+        "optimiser": (training.descent.optimizer, "step"),
     }[place]
     with monkeypatch.context() as patch, pytest.raises(TrainingError) as caught:
         patch.setattr(target, name, exhausted)
@@ -300,25 +333,74 @@ def test_running_out_of_memory_is_told_wherever_it_happens(cuhk_manifest, tmp_pa
     assert "--batch-size or --amp bf16" in message
 
 
-def test_only_flags_that_are_left_are_named():
-    execution = Execution(checkpoint_blocks=True, accumulate=4)
-    with pytest.raises(TrainingError) as caught, faults_told(execution, 7, device=CPU, **BFLOAT16):
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("objectives.composition.Composition.to", "Out of memory at the start; "),
+        ("descent.gradients_of", "Out of memory at the start; "),
+        ("training.evaluate", "Out of memory measuring epoch 1; "),
+    ],
+)
+def test_running_out_of_memory_beside_the_steps_is_told(cuhk_manifest, tmp_path, monkeypatch, target, told):
+    monkeypatch.setattr(f"tiprctl.{target}", exhausted)
+    with pytest.raises(TrainingError) as caught:
+        trainer(cuhk_manifest, tmp_path).run()
+    assert told in str(caught.value)
+    assert ("--select-on last" if "measuring" in told else "--checkpoint-blocks") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("execution", "dtype", "expected"),
+    [
+        (
+            Execution(),
+            None,
+            "Give --checkpoint-blocks or --accumulate 2, also with --resume; "
+            "or start anew with a smaller --batch-size or --amp bf16.",
+        ),
+        (
+            Execution(checkpoint_blocks=True, accumulate=4),
+            torch.bfloat16,
+            "Give --accumulate 6, also with --resume; or start anew with a smaller --batch-size.",
+        ),
+        (
+            Execution(checkpoint_blocks=True, accumulate=6),
+            torch.bfloat16,
+            "Start anew with a smaller --batch-size.",
+        ),
+    ],
+)
+def test_only_flags_that_are_left_to_a_process_of_six_rows_are_named(execution, dtype, expected):
+    assert memory_savers(execution, dtype, rows=6) == expected
+    with (
+        pytest.raises(TrainingError) as caught,
+        faults_told(execution, "at step 7", device=CPU, remedy=expected),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    message = str(caught.value)
-    assert "step 7" in message
-    assert "--accumulate 8" in message
-    assert "--checkpoint-blocks" not in message
-    assert "--amp" not in message
+    assert "Out of memory at step 7; " in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_kernel_that_cannot_be_deterministic_is_named():
     fault = RuntimeError("cumsum_cuda does not have a deterministic implementation, but you set ...\nYou can ...")
     wanted = Execution(deterministic=True)
-    with pytest.raises(TrainingError) as caught, faults_told(wanted, 3, device=CPU, dtype=None):
+    with pytest.raises(TrainingError) as caught, faults_told(wanted, "at step 3", device=CPU, remedy=""):
         raise fault
-    assert "Step 3 cannot be repeatable: cumsum_cuda" in str(caught.value)
+    assert "The training cannot be repeatable at step 3: cumsum_cuda" in str(caught.value)
     assert "without --deterministic" in str(caught.value)
-    with pytest.raises(RuntimeError, match="cumsum_cuda"), faults_told(Execution(), 3, device=CPU, dtype=None):
+    with pytest.raises(RuntimeError, match="cumsum_cuda"), faults_told(Execution(), "", device=CPU, remedy=""):
+        raise fault
+
+
+def test_a_compiler_that_fails_going_backward_is_told():
+    from torch._dynamo.exc import TorchDynamoException
+
+    fault, given = TorchDynamoException("out of registers\nand a long story"), {"device": CPU, "remedy": ""}
+    with pytest.raises(TrainingError) as caught, faults_told(Execution(compile=True), "at step 3", **given):
+        raise fault
+    assert "The compiler failed at step 3: out of registers" in str(caught.value)
+    assert "without --compile" in str(caught.value)
+    with pytest.raises(TorchDynamoException), faults_told(Execution(), "at step 3", **given):
         raise fault
 
 

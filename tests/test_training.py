@@ -145,7 +145,7 @@ def test_the_last_epoch_may_be_cut_and_is_measured_like_any_other(cuhk_manifest,
 def test_schedule_and_phases_run_over_the_steps_of_a_cut_training(cuhk_manifest, tmp_path, monkeypatch):
     training = trainer(cuhk_manifest, tmp_path, epochs=1.5)
     rates, forward, parts = [], training.composition.forward, []
-    monkeypatch.setattr("tiprctl.training.set_learning_rate", lambda optimizer, rate: rates.append(rate))
+    monkeypatch.setattr(training.descent, "set_rate", rates.append)
     monkeypatch.setattr(training.composition, "forward", lambda *given: parts.append(forward(*given)) or parts[-1])
     training.run()
     config = training.config.optim
@@ -306,15 +306,15 @@ def test_a_resumed_run_without_its_records_is_refused(cuhk_manifest, tmp_path):
 def test_each_step_takes_the_scheduled_rate_and_clipped_gradients(cuhk_manifest, tmp_path, monkeypatch):
     training = trainer(cuhk_manifest, tmp_path, **{"optim.clip_norm": 0.01})
     seen = []
-    step = training.optimizer.step
+    step = training.descent.optimizer.step
 
     def spy(*args, **kwargs):
         norms = [p.grad.norm() for p in training.composition.parameters() if p.grad is not None]
-        rates = {group["lr"] / group["factor"] for group in training.optimizer.param_groups}
+        rates = {group["lr"] / group["factor"] for group in training.descent.optimizer.param_groups}
         seen.append((torch.stack(norms).norm().item(), *rates))
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(training.optimizer, "step", spy)
+    monkeypatch.setattr(training.descent.optimizer, "step", spy)
     training.run()
     config, steps = training.config, training.batches.steps
     assert [norm for norm, _ in seen] == pytest.approx([0.01] * len(seen), rel=1e-3)
@@ -345,8 +345,10 @@ def test_the_scaler_is_taken_up_again(cuhk_manifest, tmp_path):
     first = trainer(cuhk_manifest, tmp_path, Interrupting(after=1), amp="fp16")
     first.run()
     second = trainer(cuhk_manifest, tmp_path, amp="fp16")
-    assert second.scaler.state_dict() == first.scaler.state_dict()
-    assert second.scaler.state_dict()["_growth_tracker"] + second.scaler.state_dict()["scale"] != 65536.0
+    assert second.descent.scaler.state_dict() == first.descent.scaler.state_dict()
+    assert (
+        second.descent.scaler.state_dict()["_growth_tracker"] + second.descent.scaler.state_dict()["scale"] != 65536.0
+    )
 
 
 def test_the_best_epoch_is_the_one_that_scores_best_on_val(cuhk_manifest, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,11 @@ class Execution:
     checkpoint_blocks: bool = False
     accumulate: int = 1
     deterministic: bool = False
+
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Execution:
+        """The execution that `describe` told of."""
+        return cls(**{field.name: description[field.name] for field in fields(cls)})
 
     def describe(self, device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
         """What a run keeps of it: the levers, the device by name, the precision, and the number of threads."""
@@ -67,34 +74,48 @@ def repeatable(enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
-def faults_told(execution: Execution, step: int, *, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Within the block, which takes training step number `step` (from 1), what the machine refuses is explained.
+def faults_told(execution: Execution, place: str, *, device: torch.device, remedy: str) -> Iterator[None]:
+    """Within the block, whose `place` in a training is such as `at step 7`, what the machine refuses is explained.
 
     Raises:
-        TrainingError: memory ran out; or an operation has no deterministic kernel, and such were asked for.
+        TrainingError: memory ran out, which `remedy` is for; an operation has no deterministic kernel, and such were
+            asked for; or the compiler failed where the blocks could not be run without it.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        told = partial(TrainingError, where=str(device))
         if out_of_memory(error):
-            raise TrainingError(
-                f"Out of memory at step {step}; {_peak(device)}", where=str(device), remedy=_savers(execution, dtype)
-            ) from error
-        if execution.deterministic and "deterministic implementation" in str(error):
-            raise TrainingError(
-                f"Step {step} cannot be repeatable: {str(error).splitlines()[0]}",
-                where=str(device),
-                remedy="Train without --deterministic, or with --device cpu.",
-            ) from error
+            raise told(f"Out of memory {place}; {_peak(device)}", remedy=remedy) from error
+        reason = next(iter(str(error).splitlines()), "")
+        if execution.deterministic and "deterministic implementation" in reason:
+            remedy = "Train without --deterministic, or with --device cpu."
+            raise told(f"The training cannot be repeatable {place}: {reason}", remedy=remedy) from error
+        if execution.compile and _of_compiler(error):
+            remedy = "Go on without --compile, with --resume."
+            raise told(f"The compiler failed {place}: {reason}", remedy=remedy) from error
         raise
 
 
-def _savers(execution: Execution, dtype: torch.dtype | None) -> str:
-    """Which of the flags that save memory are left, as a remedy; the first two change no result."""
+def memory_savers(execution: Execution, dtype: torch.dtype | None, *, rows: int) -> str:
+    """Which of the flags that save memory are left to a process with so many rows of a batch, as a remedy.
+
+    Those that change no result come first.
+    """
     levers = [] if execution.checkpoint_blocks else ["--checkpoint-blocks"]
-    levers.append(f"--accumulate {2 * execution.accumulate}")
-    others = ["a smaller --batch-size", *(["--amp bf16"] if dtype is None else [])]
-    return f"Give {' or '.join(levers)}, also with --resume; or start anew with {' or '.join(others)}."
+    if execution.accumulate < rows:
+        levers.append(f"--accumulate {min(2 * execution.accumulate, rows)}")
+    others = " or ".join(["a smaller --batch-size", *(["--amp bf16"] if dtype is None else [])])
+    if not levers:
+        return f"Start anew with {others}."
+    return f"Give {' or '.join(levers)}, also with --resume; or start anew with {others}."
+
+
+def _of_compiler(error: BaseException) -> bool:
+    # Imported here: it takes seconds, and most trainings do without.
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
 
 
 def _peak(device: torch.device) -> str:
@@ -110,12 +131,19 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory so far in bytes: of tensors on a CUDA device, else of the whole process; None: not known."""
+    """The most memory so far in bytes: of tensors on a CUDA device, else of the whole process; None: not known.
+
+    The process's begins anew where Linux is told so.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # on Windows
         return None
-    # Linux counts in KiB, macOS in bytes.
+    # macOS counts in bytes, others in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,16 @@ from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import captions_origin
 from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import check_shares
+from tiprctl.descent import Descent
 from tiprctl.distributed import anyone, average, first_goes_ahead, first_makes, process, processes
 from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
-from tiprctl.execution import Execution, faults_told, repeatable
-from tiprctl.gradients import Gradients, gradients_of
+from tiprctl.execution import Execution, faults_told, memory_savers, repeatable
 from tiprctl.interrupt import StopFlag, stop_signal
-from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
-from tiprctl.optimisation import (
-    build_optimizer,
-    clip_gradients,
-    pack_optimizer,
-    schedule_factor,
-    set_learning_rate,
-    unpack_optimizer,
-)
-from tiprctl.precision import amp_dtype, autocast
+from tiprctl.optimisation import schedule_factor
+from tiprctl.precision import amp_dtype
 from tiprctl.progress import EpochRecord, Listener, Progress, Step, TrainingResult
 from tiprctl.runs import (
     BEST,
@@ -65,6 +57,10 @@ from tiprctl.tokenizer import Tokenizer
 
 OPTIMIZER = "optimizer."
 REMEDY = "Lower optim.lr, or train with amp=off (--set). What was saved before stays as it is."
+ROOM = (
+    "The epoch's weights are saved. Give the device more room, such as by ending what else it runs, and go on with "
+    "--resume; or start anew with --select-on last, which measures nothing."
+)
 REPEATABLE = (
     "--deterministic: kernels whose sums depend on the order of threads, and cuDNN's search for the fastest ones, are "
     "off, and new memory is filled. A step may take longer."
@@ -108,16 +104,15 @@ class Trainer:
         self.begun = first_makes((folder / LAST).is_file)
         self.progress = Progress()
         self.records: list[EpochRecord] = []
+        self.dtype = amp_dtype(config.amp, device, training=True)
         self.batches, self.composition = self._compose()
         self.steps = whole_steps(config.epochs, self.batches.steps)
         self.epochs = math.ceil(self.steps / self.batches.steps)
-        self.optimizer = build_optimizer(self.composition.roles(), config.optim)
-        self.dtype = amp_dtype(config.amp, device, training=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        if self.begun:
-            self._restore()
-        self._change_blocks()
-        self.gradients = self._gradients()
+        state = self._restore() if self.begun else None
+        with self._faults_told("at the start"):
+            self.descent = self._descent()
+            if state:
+                self.descent.load_state(*state)
 
     def run(self) -> TrainingResult:
         """Train to the end, or until Ctrl-C, which saves and returns; in the last evaluation it comes too late to stop.
@@ -126,7 +121,7 @@ class Trainer:
             TrainingError: a loss is not finite.
         """
         started = time.perf_counter()
-        if self.leads and not self.begun:
+        if self.leads:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN, self._description())
         self.batches.images.keep_if_small()
@@ -149,15 +144,20 @@ class Trainer:
         return self._finish(time.perf_counter() - started, interrupted=anyone(bool(stopped)))
 
     def _description(self) -> dict[str, Any]:
+        """What `run.json` says: how the run began, and how each session so far, with this one, carries it out."""
+        run = Run(self.folder).info if self.begun else self._beginning()
+        session = {"first_step": self._steps_done() + 1, **self._executed()}
+        return run | {"executions": [*run.get("executions", []), session]}
+
+    def _beginning(self) -> dict[str, Any]:
         manifest = self.manifest
-        run = describe_run(
+        return describe_run(
             self.config,
             dataset=manifest.dataset,
             root=manifest.root,
             fingerprint=manifest.fingerprint,
             captions=captions_origin(manifest, self.config.captions),
         )
-        return run | {"execution": self._executed()}
 
     def _executed(self) -> dict[str, Any]:
         """How the training is carried out here."""
@@ -180,28 +180,32 @@ class Trainer:
             composition.check_captions(self.config.captions)
         for name, remark in start.load_objectives(composition.objectives, self.manifest.fingerprint):
             self.listener.on_warning(remark, objective=name)
-        return batches, composition.to(self.device)
+        with self._faults_told("at the start"):
+            return batches, composition.to(self.device)
 
-    def _gradients(self) -> Gradients:
-        return gradients_of(
+    @property
+    def _rows(self) -> int:
+        """How many rows of a batch each process has at least."""
+        return self.config.batch_size // processes()
+
+    def _descent(self) -> Descent:
+        return Descent(
             self.composition,
-            parts=self.execution.accumulate,
-            rows=self.config.batch_size // processes(),
+            self.config.optim,
+            self.execution,
+            rows=self._rows,
             device=self.device,
             dtype=self.dtype,
-            scale=self.scaler.scale,
+            on_uncompiled=self._go_on_uncompiled,
         )
+
+    def _faults_told(self, place: str, remedy: str | None = None) -> AbstractContextManager:
+        """Within the block what the machine refuses is explained; see `tiprctl.execution.faults_told`."""
+        remedy = remedy or memory_savers(self.execution, self.dtype, rows=self._rows)
+        return faults_told(self.execution, place, device=self.device, remedy=remedy)
 
     def _read_batches(self, tokenizer: Tokenizer) -> TrainingBatches:
         return TrainingBatches(self.manifest, self.config, tokenizer, workers=self.workers)
-
-    def _change_blocks(self) -> None:
-        """Have the towers' and decoders' blocks run as the execution asks for."""
-        if self.execution.checkpoint_blocks:
-            checkpoint_blocks(self.composition)
-        if self.execution.compile:
-            with autocast(self.device, self.dtype):
-                compile_blocks(self.composition, self._go_on_uncompiled)
 
     def _go_on_uncompiled(self, reason: str) -> None:
         """Say why the blocks are not compiled, and what to do about it."""
@@ -221,9 +225,11 @@ class Trainer:
         self.composition.train()
         skip = self.progress.step
         batches = self.batches.epoch(self.progress.epoch, skip=skip, device=self.device)
-        for batch in islice(batches, self._steps_of_epoch() - skip):
-            rate = self._set_learning_rate()
-            losses = self._step(batch)
+        for _ in range(self._steps_of_epoch() - skip):
+            with self._faults_told(f"at step {self._steps_done() + 1}"):
+                batch = next(batches)
+                rate = self._set_learning_rate()
+                losses = self._step(batch)
             self.progress.step += 1
             yield Step(batch.share.total, rate, losses.parts)
 
@@ -255,21 +261,14 @@ class Trainer:
     def _set_learning_rate(self) -> float:
         done, epochs = self._steps_done() / self.batches.steps, self.steps / self.batches.steps
         rate = self.config.optim.lr * schedule_factor(done, epochs, self.config.optim)
-        set_learning_rate(self.optimizer, rate)
+        self.descent.set_rate(rate)
         return rate
 
     def _step(self, batch: Any) -> Losses:
         """One descent on one batch."""
         place = self.config.seed, self.progress.epoch, self.progress.step
         of_objectives, of_dropout = (step_generator(*place, purpose=purpose) for purpose in (1, 3))
-        with faults_told(self.execution, self._steps_done() + 1, device=self.device, dtype=self.dtype):
-            self.optimizer.zero_grad(set_to_none=True)
-            losses = self.gradients(batch, self._steps_done() / self.steps, of_objectives, of_dropout)
-            self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.composition, self.config.optim.clip_norm)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        return losses
+        return self.descent(batch, self._steps_done() / self.steps, of_objectives, of_dropout)
 
     def _look(self, pending: list[dict[str, Tensor]]) -> None:
         """Fetch the losses of the last steps, add them to the epoch's means, and empty the list."""
@@ -308,7 +307,8 @@ class Trainer:
         trained = self.progress.trained
         if not trained or len(self.records) == trained["epoch"]:
             return
-        evaluation = evaluate(self._embedder(), judge) if judge else None
+        with self._faults_told(f"measuring epoch {trained['epoch']}", ROOM):
+            evaluation = evaluate(self._embedder(), judge) if judge else None
         record = EpochRecord(**trained, evaluation=evaluation, best=False)
         if self.best is None or record.score > self.best.score:
             record = replace(record, best=True)
@@ -360,13 +360,13 @@ class Trainer:
             ),
         }
         if resumable:
-            tensors, groups = pack_optimizer(self.optimizer)
+            tensors, values = self.descent.state()
             weights |= {OPTIMIZER + key: tensor for key, tensor in tensors.items()}
-            header |= {"progress": asdict(self.progress), "scaler": self.scaler.state_dict(), "groups": groups}
+            header |= {"progress": asdict(self.progress), **values}
         save_checkpoint(self.folder / name, weights, header)
 
-    def _restore(self) -> None:
-        """Take up the run where its last checkpoint left it.
+    def _restore(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Take up the run where its last checkpoint left it; what it holds for the descent is returned.
 
         Raises:
             InputError: the data set, or its pruned captions, are not those that the run began with.
@@ -381,15 +381,10 @@ class Trainer:
                 remedy="Train anew, or prepare the data set as it was.",
             )
         self._check_captions(info)
-        self._compare_threads(info)
+        self._compare_executions()
         tensors, header = read_checkpoint(file)
         moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
         load_weights(self.composition, tensors, file)
-        unpack_optimizer(
-            self.optimizer, {name.removeprefix(OPTIMIZER): value for name, value in moments.items()}, header["groups"]
-        )
-        if header["scaler"]:
-            self.scaler.load_state_dict(header["scaler"])
         self.progress = Progress(**header["progress"])
         lines = read_records(self.folder / METRICS)[: self.progress.epoch]
         self.records = [from_dict(EpochRecord, line) for line in lines]
@@ -399,14 +394,24 @@ class Trainer:
                 where=self.folder / METRICS,
                 remedy="Put the file back as it was, or train anew.",
             )
+        return {name.removeprefix(OPTIMIZER): value for name, value in moments.items()}, header
 
-    def _compare_threads(self, info: Mapping[str, Any]) -> None:
-        """Warn where sums come out otherwise than in the run so far; runs of older versions do not tell."""
-        known, here = info.get("execution", {}).get("threads"), torch.get_num_threads()
-        if known not in (None, here):
+    def _compare_executions(self) -> None:
+        """Tell what this session does otherwise than the one before; runs of older versions do not tell."""
+        executions, here = Run(self.folder).executions, self._executed()
+        before = executions[-1] if executions else here
+        changed = [
+            f"{name.replace('_', ' ')} {_said(here[name])} (was {_said(before[name])})"
+            for name in here
+            if name != "threads" and before[name] != here[name]
+        ]
+        if changed:
+            self.listener.on_note(f"The run goes on otherwise than so far: {', '.join(changed)}.")
+        known = before["threads"]
+        if known != here["threads"]:
             self.listener.on_warning(
-                f"The run began with {known} threads and goes on with {here}: sums may differ in their last digits. "
-                f"OMP_NUM_THREADS={known} repeats them."
+                f"The run used {known} threads so far and goes on with {here['threads']}: sums may differ in their "
+                f"last digits. OMP_NUM_THREADS={known} repeats them."
             )
 
     def _check_captions(self, info: Mapping[str, Any]) -> None:
@@ -421,6 +426,11 @@ class Trainer:
                 remedy=f"Train anew, or prune them as they were: tiprctl augment {self.manifest.root} "
                 f"--tagger {known['tagger']}",
             )
+
+
+def _said(value: object) -> str:
+    """A lever's value as people say it."""
+    return str(value) if not isinstance(value, bool) else "on" if value else "off"
 
 
 def whole_steps(epochs: float, steps: int) -> int:
