@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from _report import Report, parser, publish, show, survey
 from torch import Generator, Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
 
 from tiprctl.data.batches import Batch
+from tiprctl.models import attention
 from tiprctl.models.clip import SIZES, Block, Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import encode as encode_batch
@@ -90,7 +94,7 @@ class Traffic:
     def sent(self, batch: int, processes: int) -> int:
         """Bytes that each device sends in a step, as it sends to all others in a ring.
 
-        An all-gather forward, a reduce-scatter backward. A backend that has none sums the whole, at twice the bytes.
+        An all-gather forward, a reduce-scatter backward. Shares that are not equal are summed whole, at twice the bytes.
         """
         return batch * (self.gathered + self.returned) * (processes - 1) // processes
 
@@ -122,12 +126,24 @@ def kept_bytes(run: Callable[[], object], module: nn.Module, dtype: torch.dtype 
         kept[storage.data_ptr()] = storage
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(torch.device("cpu"), dtype):
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast(torch.device("cpu"), dtype), fused_attention():
         # The result holds the graph until everything is counted.
         result = run()
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     del result
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within the block attention is PyTorch's, as on a GPU, where the CPU would else write out and keep its weights."""
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        mask = None if visible is None else visible[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+
+    with patch.object(attention, "_written_out", fused):
+        yield
 
 
 def encode(clip: Clip, config: ClipConfig, pairs: int) -> tuple[Any, Any]:
@@ -271,8 +287,8 @@ def traffic_report(found: list[Traffic], batches: tuple[int, ...], processes: in
         notes=[
             "KB a pair: what every device holds of each pair of the batch once it is gathered, in float32, of whole "
             "captions; back: of this, what has a gradient.",
-            "Columns: batches, forward and backward together; where a backend cannot reduce and scatter at once, the way "
-            "back takes twice that.",
+            "Columns: batches, forward and backward together, in equal shares. Where these are not equal, as with the "
+            "sampler `pairs`, the way back takes twice that.",
         ],
     )
 

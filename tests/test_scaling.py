@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from tiprctl.models.clip import Block
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -24,6 +28,15 @@ def test_what_autograd_keeps_is_counted_once_and_without_parameters(scaling):
     layers = nn.Sequential(nn.Linear(10, 20), nn.Sigmoid(), nn.Linear(20, 3))
     # The input, for the first weight, and the sigmoid's result, for itself and the second weight.
     assert scaling.per_pair(lambda pairs: layers(torch.ones(pairs, 10)), layers, None) == 4 * (10 + 20)
+
+
+def test_attention_in_bfloat16_keeps_what_it_keeps_on_a_gpu(scaling, monkeypatch):
+    block = Block(8, 2, quick_gelu=False)
+    through = partial(scaling._through, block, 500, 8)
+    # Its weights alone, 500 x 500 of each of two heads, would take more.
+    assert scaling.per_pair(through, block, torch.bfloat16) < 2 * 500 * 500
+    monkeypatch.setattr(scaling, "fused_attention", nullcontext)
+    assert scaling.per_pair(through, block, torch.bfloat16) > 2 * 500 * 500 * 2
 
 
 def test_the_load_of_a_device(scaling):
