@@ -29,3 +29,4 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/train_step.py --quick
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/memory.py --quick
+	$(BIN)/python benchmarks/scaling.py --quick

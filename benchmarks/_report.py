@@ -6,8 +6,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,11 +90,11 @@ def reset_peak() -> None:
 
 def peak_memory() -> int:
     """The largest resident size of this process in bytes, since the last reset where there is one."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    import torch
+
+    from tiprctl import execution
+
+    return execution.peak_memory(torch.device("cpu")) or 0
 
 
 @dataclass(frozen=True)

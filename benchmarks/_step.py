@@ -20,13 +20,12 @@ from tiprctl.config import TrainConfig
 from tiprctl.data.batches import Batch
 from tiprctl.data.synth_pedes.people import VIEWS, hidden_attributes, unique_people
 from tiprctl.data.synth_pedes.wording import describe
+from tiprctl.descent import Descent
 from tiprctl.execution import Execution
-from tiprctl.gradients import AtOnce, Gradients, InParts
-from tiprctl.models.clip import SIZES, Transformer
-from tiprctl.models.compilation import compile_blocks
+from tiprctl.models.clip import SIZES
 from tiprctl.objectives.composition import Composition
-from tiprctl.optimisation import build_optimizer, clip_gradients
-from tiprctl.precision import autocast
+from tiprctl.optimisation import clip_gradients
+from tiprctl.precision import DTYPES, autocast
 from tiprctl.recipes import RECIPES
 from tiprctl.shares import Share
 from tiprctl.starting import build_start
@@ -35,7 +34,10 @@ from tiprctl.tokenizer import default_tokenizer, row_lengths
 IDENTITIES = 11_003
 """The training identities of CUHK-PEDES, which the classifier tells."""
 
-TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMP = {"fp32": "off", "bf16": "bf16", "fp16": "fp16"}
+"""The modes of mixed precision by what the benchmarks call them."""
+
+TYPES = {name: DTYPES[mode] for name, mode in AMP.items()}
 SEED = 0
 TRAINABLE = tuple(
     name
@@ -102,15 +104,15 @@ class Clock:
         self._spans.clear()
         return dict(seconds)
 
-    def watch(self, module: nn.Module, method: str, part: str) -> None:
-        """Take the time of each call of a module's method from now on."""
-        original = getattr(module, method)
+    def watch(self, owner: object, method: str, part: str) -> None:
+        """Take the time of each call of a method, or of what is called like one, from now on."""
+        original = getattr(owner, method)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self(part):
                 return original(*args, **kwargs)
 
-        setattr(module, method, watched)
+        setattr(owner, method, watched)
 
     def watch_towers(self, clip: nn.Module) -> None:
         """Take the time of each pass through the towers from now on: image, masked image, text."""
@@ -144,7 +146,7 @@ class Step(Protocol):
 
 
 class OurStep:
-    """The step as `Trainer` takes it."""
+    """The step as `Trainer` takes it: its descent, one for each precision, all on the same weights."""
 
     def __init__(
         self,
@@ -156,26 +158,24 @@ class OurStep:
         precisions: Sequence[str] = tuple(TYPES),
     ):
         self.composition, self.batch = composition, batch
-        self.optimizer = build_optimizer(composition.roles(), config.optim)
         self.clock = Clock(device)
         self.clock.watch_towers(composition.encoder.clip)
         self.clock.watch(composition, "forward", "forward")
-        self._limit = config.optim.clip_norm
-        self._scalers = {name: _scaler(name, device) for name in precisions}
-        execution = execution or Execution()
-        self._gradients = {name: self._take_gradients(name, execution, torch.device(device)) for name in precisions}
-        for stack in _stacks(composition):
-            stack.checkpointed = execution.checkpoint_blocks
-        if execution.compile:
-            for name in precisions:
-                with autocast(torch.device(device), TYPES[name]):
-                    compile_blocks(composition, _refuse)
-
-    def _take_gradients(self, precision: str, execution: Execution, device: torch.device) -> Gradients:
-        given = {"device": device, "dtype": TYPES[precision], "scale": self._scalers[precision].scale}
-        if execution.accumulate == 1:
-            return AtOnce(self.composition, **given)
-        return InParts(self.composition, execution.accumulate, rows=len(self.batch.pids), **given)
+        self._descents = {
+            name: Descent(
+                composition,
+                config.optim,
+                execution or Execution(),
+                rows=len(batch.pids),
+                device=torch.device(device),
+                dtype=TYPES[name],
+                on_uncompiled=_refuse,
+            )
+            for name in precisions
+        }
+        for descent in self._descents.values():
+            self.clock.watch(descent, "gradients", "gradients")
+            self.clock.watch(descent, "update", "optimiser")
 
     @torch.no_grad()
     def losses(self) -> dict[str, Tensor]:
@@ -184,12 +184,8 @@ class OurStep:
 
     def take(self, precision: str) -> None:
         with self.clock("step"):
-            self.optimizer.zero_grad(set_to_none=True)
-            with self.clock("gradients"):
-                masks, dropout = (Generator().manual_seed(SEED) for _ in range(2))
-                self._gradients[precision](self.batch, 0.0, masks, dropout)
-            with self.clock("optimiser"):
-                _descend(self.optimizer, self._scalers[precision], self.composition, self._limit)
+            masks, dropout = (Generator().manual_seed(SEED) for _ in range(2))
+            self._descents[precision](self.batch, 0.0, masks, dropout)
 
 
 class PlainStep:
@@ -203,7 +199,7 @@ class PlainStep:
         self.clock = Clock(device)
         self.clock.watch_towers(self.model.encoder["clip"])
         self._limit = config.optim.clip_norm
-        self._scalers = {name: _scaler(name, device) for name in TYPES}
+        self._scalers = {name: torch.amp.GradScaler(self.device.type, enabled=name == "fp16") for name in TYPES}
 
     @torch.no_grad()
     def losses(self) -> dict[str, Tensor]:
@@ -220,25 +216,10 @@ class PlainStep:
                 self.optimizer.zero_grad(set_to_none=False)
                 scaler.scale(sum(losses.values())).backward()
             with self.clock("optimiser"):
-                _descend(self.optimizer, scaler, self.model, self._limit)
-
-
-def _scaler(precision: str, device: str) -> torch.amp.GradScaler:
-    """As in `Trainer`: it scales in float16 alone."""
-    return torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
-
-
-def _descend(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, model: nn.Module, clip_norm: float
-) -> None:
-    scaler.unscale_(optimizer)
-    clip_gradients(model, clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-
-
-def _stacks(composition: Composition) -> Iterator[Transformer]:
-    return (module for module in composition.modules() if isinstance(module, Transformer))
+                scaler.unscale_(self.optimizer)
+                clip_gradients(self.model, self._limit)
+                scaler.step(self.optimizer)
+                scaler.update()
 
 
 def _refuse(reason: str) -> None:

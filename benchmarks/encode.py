@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 from _report import Report, parser, publish, share_of_ceiling, survey, timed
-from _step import TYPES, captions, chosen_names, compose, configure, lengths
+from _step import AMP, TYPES, captions, chosen_names, compose, configure, lengths
 from plain_step import PlainClip
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -26,7 +26,6 @@ from tiprctl.pixels import normalise
 from tiprctl.precision import autocast
 from tiprctl.tokenizer import default_tokenizer
 
-AMP = {"fp32": "off", "bf16": "bf16", "fp16": "fp16"}
 TOLERANCE = 1e-4  # of a cosine, in full precision
 
 

@@ -15,10 +15,10 @@ from itertools import product
 from statistics import median
 
 import torch
-from _report import Report, Variant, megabytes, parser, peak_memory, publish, reset_peak, survey
+from _report import Report, Variant, megabytes, parser, publish, reset_peak, survey
 from _step import TRAINABLE, TYPES, OurStep, chosen_names, compose, configure, draw_batch
 
-from tiprctl.execution import Execution
+from tiprctl.execution import Execution, peak_memory
 from tiprctl.models.clip import SIZES
 
 
@@ -51,7 +51,7 @@ class Weighed:
         config = configure(recipe, model)
         pairs = draw_batch(config, batch, device)
         reset_peak()
-        self._before = 0 if self._on_cuda else peak_memory()
+        self._before = 0 if self._device.type == "cuda" else self._peak()
         composition = compose(config, device)
         self._step = OurStep(composition, config, pairs, device, way.execution, (way.precision,))
 
@@ -63,12 +63,8 @@ class Weighed:
             seconds.append(self._step.clock.read()["step"])
         return self._peak() - self._before, seconds
 
-    @property
-    def _on_cuda(self) -> bool:
-        return self._device.type == "cuda"
-
     def _peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self._device) if self._on_cuda else peak_memory()
+        return peak_memory(self._device) or 0
 
 
 def weigh(way: Way, chosen: argparse.Namespace) -> Cost:
