@@ -205,29 +205,123 @@ def test_settings_meant_for_new_runs_do_not_stop_a_resumed_one(home, monkeypatch
     run("train", "--resume", "runs/a")
 
 
-def test_how_a_training_is_carried_out_is_kept_and_may_change_when_it_is_resumed(home):
-    levers = ("--checkpoint-blocks", "--accumulate", "2", "--deterministic")
-    said = run("train", *MINIATURE, "--output", "runs/a", *levers).stderr
+LEVERS = {"compile": False, "checkpoint_blocks": True, "accumulate": 2, "deterministic": True}
+
+
+@pytest.fixture
+def unfinished(home):
+    """A training of one epoch that the result alone is missing of; carried out as in `LEVERS`."""
+    flags = ("--checkpoint-blocks", "--accumulate", "2", "--deterministic")
+    run("train", *MINIATURE, "--output", "runs/a", *flags)
+    (home / "runs/a/result.json").unlink()
+    return home / "runs/a"
+
+
+def executions(folder):
+    return json.loads((folder / "run.json").read_text())["executions"]
+
+
+def test_a_resumed_run_is_carried_out_as_before(unfinished, monkeypatch):
+    first = executions(unfinished)
+    assert len(first) == 1
+    assert first[0].items() >= {**LEVERS, "device": "cpu", "precision": "float32", "first_step": 1}.items()
+    # Variables and files were meant for new runs.
+    monkeypatch.setenv("TIPRCTL_TRAIN_ACCUMULATE", "4")
+    Path("tiprctl.toml").write_text("[train]\ncompile = true\n")
+    said = run("train", "--resume", "runs/a").stderr
     assert "--deterministic: kernels" in said
-    kept = json.loads((home / "runs" / "a" / "run.json").read_text())
-    assert kept["execution"].items() >= {
-        ("compile", False),
-        ("checkpoint_blocks", True),
-        ("accumulate", 2),
-        ("deterministic", True),
-        ("device", "cpu"),
-        ("precision", "float32"),
-    }
-    assert not kept["config"].keys() & kept["execution"].keys()
-    (home / "runs" / "a" / "result.json").unlink()
-    run("train", "--resume", "runs/a", "--accumulate", "1", "--checkpoint-blocks")
-    refused = run("train", "--resume", "runs/a", "--amp", "bf16", exit_code=2).stderr
+    assert "otherwise than so far" not in said
+    second = executions(unfinished)
+    assert second[:1] == first
+    assert second[1] == first[0] | {"first_step": second[1]["first_step"]}
+    assert second[1]["first_step"] > 1
+
+
+def test_a_resumed_run_is_carried_out_as_typed_and_says_what_changed(unfinished):
+    said = run("train", "--resume", "runs/a", "--accumulate", "1", "--no-deterministic").stderr
+    changed = "The run goes on otherwise than so far: accumulate 1 (was 2), deterministic off (was on)."
+    assert changed in said
+    assert "--deterministic: kernels" not in said
+    last = executions(unfinished)[-1]
+    assert last.items() >= {**LEVERS, "accumulate": 1, "deterministic": False}.items()
+    (unfinished / "result.json").unlink()
+    run("train", "--resume", "runs/a")
+    assert executions(unfinished)[-1] == last
+
+
+def test_a_run_of_an_older_version_is_carried_out_as_typed(unfinished):
+    told = json.loads((unfinished / "run.json").read_text())
+    del told["executions"]
+    (unfinished / "run.json").write_text(json.dumps(told))
+    run("train", "--resume", "runs/a", "--checkpoint-blocks")
+    assert [each["checkpoint_blocks"] for each in executions(unfinished)] == [True]
+    assert executions(unfinished)[0]["accumulate"] == 1
+
+
+def test_settings_of_a_resumed_run_are_refused_by_their_flags(unfinished):
+    refused = run("train", "--resume", "runs/a", "--amp", "bf16", "--batch-size", "8", exit_code=2).stderr
     assert "its own data set and settings" in refused
+    assert "--amp, --batch-size" in refused
 
 
-def test_a_batch_cannot_be_taken_in_more_parts_than_it_has_rows(home):
-    refused = run("train", *MINIATURE, "--accumulate", "5", exit_code=2).stderr
+@pytest.mark.parametrize("lever", ["compile", "checkpoint-blocks", "deterministic"])
+def test_a_lever_that_a_file_sets_can_be_undone(home, lever):
+    Path("tiprctl.toml").write_text(f"[train]\n{lever} = true\n")
+    run("train", *MINIATURE, f"--no-{lever}", "--output", "runs/a")
+    assert not executions(home / "runs/a")[0][lever.replace("-", "_")]
+
+
+def test_the_help_has_the_levers_together_and_no_flag_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    levers = run("train", "--help").stdout.split("Speed and memory")[1]
+    for flag in ("compile", "checkpoint-blocks", "deterministic"):
+        assert f"--{flag} " in levers
+        assert f"--no-{flag} " in levers
+    assert "--accumulate " in levers
+
+
+@pytest.mark.parametrize(
+    ("place", "typed", "expected"),
+    [
+        ({}, (), "tiprctl train --resume"),
+        ({}, ("--device", "cpu"), "tiprctl train --resume RUN --device cpu"),
+        ({"processes": 2, "locals": 2}, (), "torchrun --nproc-per-node 2 -m tiprctl train --resume RUN"),
+        ({"processes": 8, "locals": 4}, (), "torchrun --nnodes 2 … --nproc-per-node 4 -m tiprctl train --resume RUN"),
+    ],
+)
+def test_the_command_to_go_on_with_has_what_this_one_had(monkeypatch, place, typed, expected):
+    import typer
+
+    from tiprctl.cli import train
+    from tiprctl.cli.app import app
+    from tiprctl.job import Place
+
+    monkeypatch.setattr(train, "place", lambda: Place(**place))
+    command = typer.main.get_command(app).get_command(None, "train")
+    context = command.make_context("train", list(typed))
+    assert train._resuming(context, Path("my runs/a")).startswith(expected.replace("RUN", "'my runs/a'"))
+
+
+@pytest.mark.parametrize("parts", ["0", "5"])
+def test_a_batch_cannot_be_taken_in_more_parts_than_it_has_rows(home, parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiprctl.training", None)
+    refused = run("train", *MINIATURE, "--accumulate", parts, exit_code=2).stderr
     assert "--accumulate" in refused
+    assert "from 1 to 4" in refused
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_loaded(unfinished, monkeypatch):
+    from tiprctl.cli import train
+    from tiprctl.job import Place
+
+    monkeypatch.setitem(sys.modules, "tiprctl.training", None)
+    monkeypatch.setattr(train, "place", lambda: Place(processes=3, locals=3))
+    new = run("train", *MINIATURE, exit_code=2).stderr
+    assert "--batch-size" in new
+    assert "Choose 3 or 6" in new
+    resumed = run("train", "--resume", "runs/a", exit_code=2).stderr
+    assert "Resume with 1, 2 or 4 processes." in resumed
+    assert "--batch-size" not in resumed
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(home, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_training_with_checkpointed_blocks_learns_the_same(cuhk_manifest, tmp_
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-5, atol=1e-6)
-    assert Run(tmp_path / "checkpointed").info["execution"]["checkpoint_blocks"]
+    assert Run(tmp_path / "checkpointed").executions[0]["checkpoint_blocks"]
 
 
 def in_a_process(code, **variables):
@@ -287,8 +287,9 @@ def test_a_training_leaves_no_determinism_behind(cuhk_manifest, tmp_path):
 def test_a_run_keeps_how_it_was_carried_out_and_a_resumed_one_tells_of_other_threads(cuhk_manifest, tmp_path):
     trainer(cuhk_manifest, tmp_path, execution=Execution(accumulate=2), epochs=1).run()
     (tmp_path / "result.json").unlink()
-    execution = Run(tmp_path).info["execution"]
+    (execution,) = Run(tmp_path).executions
     assert execution == {
+        "first_step": 1,
         "compile": False,
         "checkpoint_blocks": False,
         "accumulate": 2,
@@ -299,11 +300,11 @@ def test_a_run_keeps_how_it_was_carried_out_and_a_resumed_one_tells_of_other_thr
         "processes": 1,
     }
     told = Told()
-    trainer(cuhk_manifest, tmp_path, told)
+    trainer(cuhk_manifest, tmp_path, told, Execution(accumulate=2))
     assert told.texts == []
     file = tmp_path / "run.json"
-    file.write_text(json.dumps(Run(tmp_path).info | {"execution": execution | {"threads": 99}}))
-    trainer(cuhk_manifest, tmp_path, told)
+    file.write_text(json.dumps(Run(tmp_path).info | {"executions": [execution | {"threads": 99}]}))
+    trainer(cuhk_manifest, tmp_path, told, Execution(accumulate=2))
     assert len(told.texts) == 1
     assert "99 threads" in told.texts[0]
     assert (tmp_path / METRICS).is_file()

@@ -29,16 +29,16 @@ LEFT_OVER = 30
 
 @dataclass
 class Job:
-    """This process's part in a job: its device, and what the user is told to do when the job is cut short."""
+    """This process's part in a job: its device, and what tells the user what to do when the job is cut short."""
 
     device: torch.device
-    remedy: str = "Start it again."
+    remedy: Callable[[], str] = lambda: "Start it again."
 
     def cut_short(self) -> TiprError:
         """What is told of a job that lost a process, or was told to end; one cannot be known from the other."""
         return TiprError(
             "The job was cut short: one of its processes was killed, perhaps for want of memory, or all were told to end",
-            remedy=self.remedy,
+            remedy=self.remedy(),
         )
 
 
@@ -88,7 +88,8 @@ def _own_device(name: str | None, here: Place) -> torch.device:
             where="--nproc-per-node",
             remedy="Start one process for each GPU, or work on the CPU: --device cpu.",
         )
-    device = find_device(f"cuda:{here.local}")
+    # Where there is no CUDA at all, the error names what was typed.
+    device = find_device(f"cuda:{here.local}" if torch.cuda.is_available() else name)
     torch.cuda.set_device(device)
     return device
 

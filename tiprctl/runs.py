@@ -53,6 +53,11 @@ class Run:
         return from_dict(TrainConfig, self.info["config"], where=str(self.folder / RUN))
 
     @property
+    def executions(self) -> list[dict[str, Any]]:
+        """How each session carried the training out, in their order; runs of older versions do not tell."""
+        return self.info.get("executions", [])
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """What came out; None while the run is not finished."""
         file = self.folder / RESULT

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,11 +17,20 @@ import typer
 from tiprctl.cli import render
 from tiprctl.cli.options import Data, Device, Root, Seed, Settings, Workers
 from tiprctl.errors import InputError, UsageError
+from tiprctl.job import place
 
 if TYPE_CHECKING:
     from tiprctl.config import TrainConfig
     from tiprctl.data.manifest import Manifest
     from tiprctl.progress import TrainingResult
+
+SPEED = "Speed and memory"
+"""The help's heading for what changes how a training is carried out, and results by rounding at most."""
+
+
+def _lever(flags: str, help: str, metavar: str = " ") -> Any:
+    """An option under `SPEED`; it may change when a run is resumed. Long negative flags leave no room for types."""
+    return typer.Option(flags, help=help, metavar=metavar, show_default=False, rich_help_panel=SPEED)
 
 
 class Amp(StrEnum):
@@ -92,16 +102,20 @@ def train(
     root: Root = None,
     workers: Workers = None,
     device: Device = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Fuse the towers' blocks with a compiler.")] = False,
+    compile: Annotated[bool, _lever("--compile/--no-compile", "Fuse the towers' blocks with a compiler.")] = False,
     checkpoint_blocks: Annotated[
         bool,
-        typer.Option("--checkpoint-blocks", help="Save memory: compute the towers' blocks again going backward."),
+        _lever(
+            "--checkpoint-blocks/--no-checkpoint-blocks",
+            "Save memory: compute the towers' blocks again going backward.",
+        ),
     ] = False,
     accumulate: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Save memory: take each batch in N parts; same losses.")
+        int, _lever("--accumulate", "Save memory: take each batch in N parts; same losses.", metavar="N")
     ] = 1,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits each time, on this machine; may be slower.")
+        bool,
+        _lever("--deterministic/--no-deterministic", "The same bits each time, on this machine; may be slower."),
     ] = False,
 ) -> None:
     """Train a model on a prepared data set.
@@ -126,72 +140,115 @@ def train(
         "amp": amp and amp.value,
         "select_on": select_on and select_on.value,
     }
+    levers = {
+        "compile": compile,
+        "checkpoint_blocks": checkpoint_blocks,
+        "accumulate": accumulate,
+        "deterministic": deterministic,
+    }
     if resume is not None:
-        _refuse_settings(ctx)
+        _refuse_settings(ctx, levers.keys())
+        levers = _kept(levers, resume, _typed(ctx))
         config, manifest, folder = _continued(resume, root)
     else:
         config, manifest, folder = _planned(
             data, root, Asked(recipe, losses, aux, pretrained, set or [], values), output
         )
+    _check_division(config, levers["accumulate"], resumed=resume is not None)
 
     from tiprctl.cli.training_view import TrainingView
     from tiprctl.execution import Execution
     from tiprctl.process_group import joined
+    from tiprctl.runs import RUN
     from tiprctl.training import Trainer
 
-    execution = Execution(
-        compile=compile, checkpoint_blocks=checkpoint_blocks, accumulate=accumulate, deterministic=deterministic
-    )
     with (
         joined(device, render.last_error) as job,
         TrainingView() as view,
         _shared(folder, exclusive=resume is None and output is None) as folder,
     ):
-        job.remedy = f"Go on from its last checkpoint with: tiprctl train --resume {folder}"
+        command = _resuming(ctx, folder)
+        job.remedy = lambda: f"Go on with: {command}" if (folder / RUN).is_file() else "Start it again."
         trainer = Trainer(
-            config, manifest, folder, device=job.device, workers=workers, listener=view, execution=execution
+            config, manifest, folder, device=job.device, workers=workers, listener=view, execution=Execution(**levers)
         )
         render.note(f"{manifest.title}: recipe {config.recipe}, run {folder}")
         result = trainer.run()
-        _report(result)
+        _report(result, command)
     if result.interrupted:
         raise typer.Exit(130)
 
 
-def _refuse_settings(ctx: typer.Context) -> None:
+def _typed(ctx: typer.Context) -> set[str]:
+    """The parameters that the command line itself names, and no variable or file."""
+    return {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+
+
+def _refuse_settings(ctx: typer.Context, levers: Collection[str]) -> None:
     """A resumed run keeps what it began with; settings from variables and files meant other runs and do not count."""
-    execution = {"compile", "checkpoint_blocks", "accumulate", "deterministic"}
-    technical = {"resume", "root", "workers", "device", "verbose", "quiet"} | execution
-    typed = [name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"]
-    if set(typed) - technical:
+    fixed = _typed(ctx).difference(levers) - {"resume", "root", "workers", "device", "verbose", "quiet"}
+    if fixed:
+        flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
         raise UsageError(
             "A resumed run keeps its own data set and settings",
-            where=", ".join(sorted(set(typed) - technical)),
+            where=", ".join(sorted(flags[name] for name in fixed)),
             remedy="Leave these out, or start a new run without --resume.",
         )
 
 
+def _kept(levers: Mapping[str, Any], resume: Path, typed: set[str]) -> dict[str, Any]:
+    """The levers as the run was carried out last, but for those that were typed."""
+    from tiprctl.runs import Run
+
+    executions = Run(resume).executions
+    before = executions[-1] if executions else levers
+    return {name: value if name in typed else before[name] for name, value in levers.items()}
+
+
+def _check_division(config: TrainConfig, parts: int, *, resumed: bool) -> None:
+    """Check, before anything large is loaded, that batches can be divided among the processes and into parts."""
+    from tiprctl.data.samplers import check_parts, check_shares
+
+    processes = place().processes
+    check_shares(config.batch_size, config.sampling, processes, resumed=resumed)
+    check_parts(parts, config.batch_size // processes)
+
+
+def _resuming(ctx: typer.Context, run: Path) -> str:
+    """What to type to go on with a run, in as many processes as now and on the device that was typed now."""
+    here, device = place(), ctx.params["device"] if "device" in _typed(ctx) else None
+    command = shlex.join(["tiprctl", "train", "--resume", str(run), *(["--device", device] if device else [])])
+    if here.processes == 1:
+        return command
+    # How the machines find each other is not known here.
+    machines = f"--nnodes {here.processes // here.locals} … " if here.processes > here.locals else ""
+    return f"torchrun {machines}--nproc-per-node {here.locals} -m {command}"
+
+
 @contextmanager
 def _shared(folder: Path, *, exclusive: bool) -> Iterator[Path]:
-    """The run's folder as `_made` makes it; of several processes the first one does, and tells the others its name."""
-    from tiprctl.distributed import first_makes, process
+    """The run's folder as `_made` makes it; of several processes the first one does, and tells the others its name.
 
-    with _made(folder, exclusive=exclusive) if process() == 0 else nullcontext(folder) as mine:
-        yield first_makes(lambda: mine)
-
-
-@contextmanager
-def _made(folder: Path, *, exclusive: bool) -> Iterator[Path]:
-    """The run's folder, made; `exclusive` takes another name where a run of the same second has it.
-
-    A folder in which nothing came about is removed again.
+    A folder in which nothing came about is removed again, by whichever process is left.
     """
+    from tiprctl.distributed import first_makes
+
+    folder = first_makes(lambda: _made(folder, exclusive=exclusive))
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _made(folder: Path, *, exclusive: bool) -> Path:
+    """The run's folder, made; `exclusive` takes another name where a run of the same second has it."""
     names = chain([folder.name], (f"{folder.name}-{number}" for number in count(2))) if exclusive else [folder.name]
     for name in names:
         folder = folder.with_name(name)
         try:
             folder.mkdir(parents=True, exist_ok=not exclusive)
-            break
+            return folder
         except FileExistsError:
             if not exclusive:
                 raise UsageError("The run's folder is a file", where=folder, remedy="Name another --output.") from None
@@ -199,11 +256,6 @@ def _made(folder: Path, *, exclusive: bool) -> Iterator[Path]:
             raise InputError(
                 f"The run's folder cannot be made: {error.strerror}", where=folder, remedy="Name another --output."
             ) from error
-    try:
-        yield folder
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def _planned(
@@ -253,13 +305,13 @@ def _continued(resume: Path, root: Path | None) -> tuple[TrainConfig, Manifest, 
     return run.config, manifest, resume
 
 
-def _report(result: TrainingResult) -> None:
-    """Say what came out, and what to do with it."""
+def _report(result: TrainingResult, command: str) -> None:
+    """Say what came out, and what to do with it; `command` goes on with what was stopped."""
     from tiprctl.distributed import process
     from tiprctl.runs import mark_latest
 
     if result.epoch is None:
-        render.note(f"Stopped and saved. Go on with: tiprctl train --resume {result.run}")
+        render.note(f"Stopped and saved. Go on with: {command}")
         return
     if process() == 0:
         mark_latest(result.run)
