@@ -278,7 +278,7 @@ def test_subsets_go_on_from_the_same_start_on_the_same_batches(carried_out):
         for name in ("plain", "triplet")
     )
     # One step each: the losses are those of the start, before a part could change anything.
-    assert plain["losses"]["sdm"] == triplet["losses"]["sdm"]
+    assert plain["losses"]["itc"] == triplet["losses"]["itc"]
     assert plain["losses"]["id"] == triplet["losses"]["id"]
     assert (plain["losses"].keys() ^ triplet["losses"].keys()) == {"triplet"}
     rows = carried_out.rows

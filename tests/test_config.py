@@ -5,7 +5,7 @@ import pytest
 
 from tiprctl.config import AugmentConfig, ObjectiveConfig, TrainConfig, from_dict, override, to_dict
 from tiprctl.errors import UsageError
-from tiprctl.recipes import RECIPES, with_objectives
+from tiprctl.recipes import RECIPES, find_recipe, with_objectives
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -85,7 +85,7 @@ def test_aux_adds_to_the_recipes_objectives():
 
 
 def test_losses_replace_the_recipes_objectives_for_the_whole_training():
-    config = with_objectives(RECIPES["synth"], "id,itc", None)
+    config = with_objectives(find_recipe("baseline", "synth-pedes"), "id,itc", None)
     assert config.objectives == (ObjectiveConfig(name="id", weight=0.3), ObjectiveConfig(name="itc"))
 
 

@@ -129,7 +129,7 @@ def test_a_run_that_started_from_another_goes_on_without_it(trainer, tmp_path):
 
 
 def test_another_input_resizes_the_positions(trainer, tmp_path):
-    first, _ = trainer("first")
+    first, _ = trainer("first", select_on="last")
     first.run()
     model = replace(first.config.model, pretrained=str(tmp_path / "first"), image_size=(32, 16), stride=2)
     clip = build_start(model, torch.Generator()).encoder.clip

@@ -143,7 +143,8 @@ def test_the_last_epoch_may_be_cut_and_is_measured_like_any_other(cuhk_manifest,
 
 
 def test_schedule_and_phases_run_over_the_steps_of_a_cut_training(cuhk_manifest, tmp_path, monkeypatch):
-    training = trainer(cuhk_manifest, tmp_path, epochs=1.5)
+    phases = [{"name": "itc", "stop": 0.5}, {"name": "sdm", "start": 0.5}, {"name": "id", "start": 0.5}]
+    training = trainer(cuhk_manifest, tmp_path, epochs=1.5, objectives=phases)
     rates, forward, parts = [], training.composition.forward, []
     monkeypatch.setattr(training.descent, "set_rate", rates.append)
     monkeypatch.setattr(training.composition, "forward", lambda *given: parts.append(forward(*given)) or parts[-1])
