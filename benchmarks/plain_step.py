@@ -57,7 +57,9 @@ def plain_batch(batch: PairBatch, composition: Composition, generator: Generator
         None if each is None else F.pad(each, (0, encoder.clip.config.context_length - each.shape[1])).to(device)
         for each in (batch.token_ids, masks.masked_ids, masks.token_labels)
     )
-    return PlainBatch(batch.pixels, ids, batch.pids, masked, labels, None if masks.kept is None else masks.kept.to(device))
+    return PlainBatch(
+        batch.pixels, ids, batch.pids, masked, labels, None if masks.kept is None else masks.kept.to(device)
+    )
 
 
 class PlainNorm(nn.LayerNorm):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,10 +80,17 @@ def assert_same(one: Outcome, other: Outcome) -> None:
 
 def work(rank: int, folder: Path, cases: Mapping[str, Case], added: Sequence[type[Objective]]) -> None:
     """Be one of `PROCESSES`: take the steps of all cases, with objectives of one's own, and write what they left."""
-    torch.set_num_threads(1)
     OBJECTIVES.update({kind.name: kind for kind in added})
+    with joined(rank, folder):
+        torch.save({name: take_step(case) for name, case in cases.items()}, folder / f"{rank}.pt")
+
+
+@contextmanager
+def joined(rank: int, folder: Path) -> Iterator[None]:
+    """Within the block this process is one of `PROCESSES`, which meet in the folder."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=PROCESSES)
-    torch.save({name: take_step(case) for name, case in cases.items()}, folder / f"{rank}.pt")
+    yield
     dist.barrier()
     dist.destroy_process_group()
 

@@ -8,8 +8,10 @@ import tiny
 import torch
 from many import Case
 from torch import nn
+from torch.multiprocessing import spawn
 
-from tiprctl.config import frozen
+from tiprctl.config import ObjectiveConfig, frozen
+from tiprctl.gradients import AtOnce
 from tiprctl.models.encodings import Needs
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.base import Objective, ObjectiveOutput
@@ -152,3 +154,24 @@ def test_nothing_is_gathered_that_no_objective_reads(names, expected, monkeypatc
     batch.share = Share.whole(6)
     Composition(encoder, tiny.objectives(*names), identities=3)(batch, 0.0, torch.Generator().manual_seed(0))
     assert Counter(kinds[tuple(rows.shape)] for rows in gathered) == expected
+
+
+def take_two_stages(rank, folder):
+    """Steps with `itc`, without it, and with it again: which parameters have no gradient after each."""
+    with many.joined(rank, folder):
+        configs = (ObjectiveConfig(name="itc", stop=0.5), *tiny.objectives("sdm", "id"))
+        composition = Composition(tiny.encoder(), configs, identities=3)
+        share = Share.whole(6).split(many.PROCESSES)[rank]
+        gradients, left = AtOnce(composition, device=torch.device("cpu")), []
+        for progress in (0.0, 0.2, 0.5, 0.7, 0.0):
+            composition.zero_grad()
+            gradients(share.of(many.batch(Case(()))), progress, *(torch.Generator().manual_seed(0) for _ in range(2)))
+            left.append([name for name, each in composition.named_parameters() if each.grad is None])
+        torch.save(left, folder / f"left{rank}.pt")
+
+
+def test_what_takes_part_is_known_whenever_other_objectives_begin_and_nobody_is_warned(tmp_path, capfd):
+    spawn(take_two_stages, (tmp_path,), nprocs=many.PROCESSES)
+    for rank in range(many.PROCESSES):
+        assert torch.load(tmp_path / f"left{rank}.pt") == [[], [], *[["objectives.itc.log_scale"]] * 2, []]
+    assert "find_unused_parameters" not in capfd.readouterr().err

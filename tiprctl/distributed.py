@@ -42,6 +42,20 @@ def first_makes(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
+def reached(loss: Tensor) -> set[Tensor]:
+    """The leaves that the backward pass of a loss gives a gradient."""
+    leaves, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        waiting.extend(following for following, _ in node.next_functions)
+    return leaves
+
+
 @contextmanager
 def first_goes_ahead() -> Iterator[None]:
     """The first process is through the block before the others begin it, so that they find what it wrote."""
@@ -69,12 +83,12 @@ def average(value: Tensor) -> Tensor:
     return value if processes() == 1 else total(value) / processes()
 
 
-def averaging(module: nn.Module) -> nn.Module:
+def averaging(module: nn.Module, *, some_unused: bool) -> nn.Module:
     """The module, or around it one whose backward pass leaves every process the mean of all processes' gradients.
 
-    They are averaged while the pass goes on. What no process used in the pass keeps no gradient, so that the optimiser
-    leaves it alone. All processes begin with the first one's weights. The tensors with gradients are looked for in what
-    `forward` returns: also in a dataclass.
+    They are averaged while the pass goes on. All processes begin with the first one's weights. Where `some_unused`
+    parameters may take no part in a pass, they are looked for in each one, in what `forward` returns (also in a
+    dataclass); what no process used keeps no gradient, so that the optimiser leaves it alone.
     """
     if processes() == 1:
         return module
@@ -82,7 +96,7 @@ def averaging(module: nn.Module) -> nn.Module:
         # Newer releases of torch have another name for `broadcast_buffers`, which older ones do not know.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            module, broadcast_buffers=False, find_unused_parameters=some_unused, gradient_as_bucket_view=True
         )
 
 
@@ -113,7 +127,16 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient).split(ctx.sizes)[process()], None
+        return _summed_rows(gradient, ctx.sizes), None
+
+
+def _summed_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """This process's rows of the sum `(sum of sizes, ...)` over all processes."""
+    if len(set(sizes)) > 1:
+        return _summed(rows).split(sizes)[process()]
+    own = rows.new_empty((sizes[0], *rows.shape[1:]))
+    dist.reduce_scatter_tensor(own, rows.contiguous())
+    return own
 
 
 def _summed(value: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from tiprctl.config import ObjectiveConfig
 from tiprctl.data.samplers import check_parts
-from tiprctl.distributed import averaging, process, processes, unaveraged
+from tiprctl.distributed import anyone, averaging, process, processes, reached, unaveraged
 from tiprctl.models.encodings import (
     Encodings,
     Masks,
@@ -48,7 +49,6 @@ class Gradients:
         self.device = device
         self.dtype = dtype
         self.scale = scale
-        self.model = averaging(self._model())
 
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
         """Add the gradients of a batch to what the parameters hold.
@@ -60,10 +60,6 @@ class Gradients:
         """
         raise NotImplementedError
 
-    def _model(self) -> nn.Module:
-        """What is called for the forward pass whose backward pass reaches the parameters."""
-        return self.composition
-
     @contextmanager
     def _forward(self, seed: int) -> Iterator[None]:
         """Within the block operations are cast, and dropout starts from `seed`."""
@@ -72,13 +68,45 @@ class Gradients:
 
 
 class AtOnce(Gradients):
-    """The gradients of a batch by one pass forward and one backward."""
+    """The gradients of a batch by one pass forward and one backward.
+
+    In a job, which parameters take part is found whenever other objectives become active: by a forward pass of its own.
+    """
+
+    def __init__(self, composition: Composition, **given: Any):
+        super().__init__(composition, **given)
+        self.model: nn.Module = composition
+        self._active: Sequence[ObjectiveConfig] | None = None
+        self._some_unused: bool | None = None
 
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
+        if processes() > 1:
+            self._average(batch, progress)
         with self._forward(dropout.initial_seed() + process()):
             losses = self.model(batch, progress, masks)
         self.scale(losses.total).backward()
         return losses
+
+    def _average(self, batch: PairBatch, progress: float) -> None:
+        """Have the gradients averaged, without a search for what is unused where all parameters take part."""
+        active = self.composition.active(progress)
+        if active == self._active:
+            return
+        self._active = active
+        some_unused = anyone(not self._takes_all(batch, progress))
+        if some_unused != self._some_unused:
+            self._some_unused = some_unused
+            self.model = averaging(self.composition, some_unused=some_unused)
+
+    def _takes_all(self, batch: PairBatch, progress: float) -> bool:
+        """Whether a loss gives every parameter a gradient: found in evaluation, where a pass leaves no trace."""
+        learning = {each for each in self.composition.parameters() if each.requires_grad}
+        trained = self.composition.training
+        self.composition.eval()
+        with self._forward(seed=0):
+            losses = self.composition(batch, progress, torch.Generator().manual_seed(0))
+        self.composition.train(trained)
+        return learning <= reached(losses.total)
 
 
 class InParts(Gradients):
@@ -97,9 +125,8 @@ class InParts(Gradients):
         check_parts(parts, rows)
         self.parts = parts
         super().__init__(composition, **given)
-
-    def _model(self) -> nn.Module:
-        return _PartPass(self.composition)
+        # What the losses of the whole batch alone have reached has no part in the passes of the parts.
+        self.model = averaging(_PartPass(composition), some_unused=True)
 
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
         needs, terms = self.composition.needs(progress), self.composition.terms(progress)
