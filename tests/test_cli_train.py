@@ -435,7 +435,10 @@ def test_eval_without_a_run_explains_the_two_ways_forward(home):
 def test_an_image_that_vanished_is_named(trained):
     gone = next(Path("data/CUHK-PEDES/imgs").rglob("012_0.jpg"))
     gone.unlink()
-    assert "012_0.jpg" in run("eval", "runs/a", exit_code=3).stderr
+    told = run("eval", "runs/a", exit_code=3).stderr
+    assert "There is no such image file" in told
+    assert "012_0.jpg" in told
+    assert "prepare the data set again without it: --allow-missing" in told
 
 
 def test_unexpected_faults_are_one_line_unless_verbose(home, monkeypatch):

@@ -58,7 +58,10 @@ def test_a_damaged_image_is_named_by_its_own_error(paths, nothing_fits, workers)
         batches(DecodedImages(paths, (16, 8), workers=workers))
     assert caught.value.what == "The image file is empty (0 bytes)"
     assert caught.value.where == str(paths[3])
-    assert caught.value.remedy
+    assert caught.value.remedy.startswith("Copy it again")
+    with pytest.raises(ImageError) as caught:
+        batches(DecodedImages(paths, (16, 8), workers=workers, remedy="Leave it.").part(slice(2, 4)))
+    assert caught.value.remedy == "Leave it."
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -110,6 +110,18 @@ def test_each_process_has_its_own_gpu(second_of_two, monkeypatch):
         pass
 
 
+def test_a_gpu_that_is_not_there_is_called_as_it_was_typed(second_of_two, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(UsageError, match="The device 'cuda' cannot be used"), joined("cuda", print):
+        pass
+
+
+def refuse(*_given, **_named):
+    raise RuntimeError("No CUDA GPUs are available")
+
+
 def test_processes_that_do_not_meet_are_told_where(second_of_two, monkeypatch):
     monkeypatch.setattr("tiprctl.process_group.TIMEOUT", job.timedelta(seconds=1))
     monkeypatch.setattr(signal, "alarm", lambda seconds: 0)

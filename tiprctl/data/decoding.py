@@ -26,6 +26,9 @@ MEMORY_BYTES = 1 << 30
 
 MOST_WORKERS = 8
 
+REMEDY = "Copy it again from its source, or prepare the data set again without it: --allow-missing."
+"""What to do about an image of a data set that cannot be read, though it was there when the set was prepared."""
+
 AHEAD = 2
 """Batches that are read from memory or the cache while others are at work."""
 
@@ -38,6 +41,7 @@ class DecodedImages:
             to 8.
         cache: where the images are decoded already.
         remark: why an image cache is not used though there is one; to be told to the user.
+        remedy: what the user is to do about an image that cannot be read; None leaves that to what is wrong with it.
     """
 
     def __init__(
@@ -48,25 +52,28 @@ class DecodedImages:
         workers: int | None = None,
         cache: ImageCache | None = None,
         remark: str | None = None,
+        remedy: str | None = None,
     ):
         self.paths = paths
         self.size = size
         self.workers = min(cores(), MOST_WORKERS) if workers is None else workers
         self.cache = cache
         self.remark = remark
+        self.remedy = remedy
         self.kept: Tensor | None = None
+        self._decode = partial(_decoded, size=size, remedy=remedy)
         self._asked: list[np.ndarray] = []
 
     @classmethod
     def of(cls, split: Split, size: tuple[int, int], *, workers: int | None = None) -> DecodedImages:
         """The images of a split, from its data set's image cache where there is one that fits."""
         cache, remark = find_image_cache(split, size)
-        return cls(split.image_paths, size, workers=workers, cache=cache, remark=remark)
+        return cls(split.image_paths, size, workers=workers, cache=cache, remark=remark, remedy=REMEDY)
 
     def part(self, some: slice) -> DecodedImages:
         """Some of the images, from the same cache; what they keep in memory is theirs."""
         cache = None if self.cache is None else replace(self.cache, rows=self.cache.rows[some])
-        return DecodedImages(self.paths[some], self.size, workers=self.workers, cache=cache)
+        return DecodedImages(self.paths[some], self.size, workers=self.workers, cache=cache, remedy=self.remedy)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,7 +90,7 @@ class DecodedImages:
         # Pillow decodes outside Python's lock, so threads are enough and cost no start-up.
         kept = torch.empty((len(self), 3, *self.size), dtype=torch.uint8)
         with ThreadPoolExecutor(max(self.workers, 1)) as pool:
-            for index, image in enumerate(pool.map(partial(_decoded, size=self.size), self.paths)):
+            for index, image in enumerate(pool.map(self._decode, self.paths)):
                 kept[index] = image
         self.kept = kept
 
@@ -112,7 +119,7 @@ class DecodedImages:
             batch_sampler=self._asked,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=partial(_batch_or_error, size=self.size),
+            collate_fn=partial(_batch_or_error, decode=self._decode, size=self.size),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=ignore_interrupt,
         )
@@ -136,17 +143,21 @@ def _read_pinned(read: Callable[[np.ndarray], Tensor], batch: np.ndarray) -> Ten
     return images.pin_memory() if torch.cuda.is_available() else images
 
 
-def _decoded(path: Path, size: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(load_pixels(path, size)).permute(2, 0, 1)
+def _decoded(path: Path, size: tuple[int, int], remedy: str | None) -> Tensor:
+    try:
+        return torch.from_numpy(load_pixels(path, size)).permute(2, 0, 1)
+    except ImageError as error:
+        error.remedy = remedy or error.remedy
+        raise
 
 
-def _batch_or_error(paths: list[Path], size: tuple[int, int]) -> Tensor | ImageError:
+def _batch_or_error(paths: list[Path], decode: Callable[[Path], Tensor], size: tuple[int, int]) -> Tensor | ImageError:
     """An error travels as a value: what a worker raises reaches the user as a traceback inside a message."""
     batch = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
     try:
         # Each image is copied while it is in the core's cache, and leaves its memory to the next one.
         for image, path in zip(batch, paths):
-            image.copy_(_decoded(path, size))
+            image.copy_(decode(path))
     except ImageError as error:
         return error
     return batch
