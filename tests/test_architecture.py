@@ -106,7 +106,7 @@ def test_terminal_libraries_stay_in_the_command_line(file):
 def test_pure_modules_import_torch_alone(file):
     allowed = sys.stdlib_module_names | {"torch"}
     foreign = {name for name in imports(file) if name.split(".")[0] not in allowed}
-    drawn = ("tiprctl.shares", "tiprctl.transfer") if module_name(file) == "tiprctl.models.masking" else ()
+    drawn = ("tiprctl.shares", "tiprctl.pixels") if module_name(file) == "tiprctl.models.masking" else ()
     assert all(name.startswith(("tiprctl.losses", "tiprctl.errors", *drawn)) for name in foreign)
 
 

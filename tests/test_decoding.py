@@ -111,6 +111,22 @@ def test_an_error_does_not_hold_the_images(paths, nothing_fits):
         gc.enable()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 0), ("cuda", 2)])
+def test_batches_are_pinned_for_the_device_that_reads_them(paths, monkeypatch, kept, device, expected):
+    pinned = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self, *_: False)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(len(self)) or self)
+    images = DecodedImages(paths, (16, 8), workers=0)
+    if kept:
+        images.keep_if_small()
+        list(images.batches([np.array([0]), np.array([1, 2])], torch.device(device)))
+        assert len(pinned) == expected
+    else:
+        assert images._make_loader(pinned=device == "cuda").pin_memory == (device == "cuda")
+
+
 def test_memory_is_read_ahead_in_order(paths):
     images = DecodedImages(paths, (16, 8), workers=1)
     images.keep_if_small()

@@ -5,7 +5,7 @@ import torch
 
 from tiprctl.config import AugmentConfig
 from tiprctl.data.transforms import augment, erase_, flip, jitter, shift
-from tiprctl.pixels import MEAN, STD, normalise
+from tiprctl.pixels import MEAN, STD, channels, normalise
 
 OFF = AugmentConfig(flip=0, pad=0, jitter=0, erase=0)
 
@@ -182,3 +182,13 @@ def test_pixels_that_are_erased_or_shifted_in_are_the_recipes():
     kinds = [(changed - kind).abs().amax(dim=1) < 1e-6 for kind in (black, bright, torch.zeros(1, 3, 1, 1))]
     assert torch.stack(kinds).sum(dim=0).eq(1).all()
     assert all(kind.any() for kind in kinds)
+
+
+def test_the_numbers_of_channels_are_copied_once_and_let_gradients_pass():
+    with torch.inference_mode():
+        first = channels((0.25, 0.5, 0.75), torch.zeros(1))
+    assert channels((0.25, 0.5, 0.75), torch.zeros(7)) is first
+    assert channels((0.25, 0.5, 0.75), torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
+    images = torch.ones(2, 3, 4, 4, requires_grad=True)
+    (images * first).sum().backward()
+    assert images.grad[0, :, 0, 0].tolist() == [0.25, 0.5, 0.75]

@@ -101,7 +101,7 @@ class EvaluationData:
         """Encode the split; `on_items` is told how many more images or captions are done."""
         self._mine.keep_if_small()
         image = []
-        for pixels in self._mine.in_order(IMAGE_BATCH):
+        for pixels in self._mine.in_order(IMAGE_BATCH, embedder.device):
             image.append(embedder.image_features(pixels))
             on_items(len(pixels))
         with first_goes_ahead():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tiprctl.transfer import channels
+from tiprctl.transfer import to_device
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,6 +51,18 @@ def denormalise(pixels: Tensor) -> Tensor:
     """The inverse of `normalise`: normalised images `(B, 3, H, W)` to 0 to 1, and beyond where they went beyond."""
     mean, std = _statistics(pixels)
     return pixels * std + mean
+
+
+def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """One number a channel, `(C, 1, 1)`, of the type and on the device of `like`; not to be changed."""
+    return _kept_channels(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _kept_channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied to a device once, not step by step; not as a tensor of inference mode, which gradients cannot pass."""
+    with torch.inference_mode(False):
+        return to_device(torch.tensor(values, dtype=dtype).view(-1, 1, 1), device)
 
 
 def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -224,7 +224,7 @@ def _seen(
     embedder: Embedder, images: DecodedImages, chosen: Tensor, advance: Callable[[int], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The global token (1, D) and the patches (1, N, D) of each of the `chosen` images, which are encoded in batches."""
-    for pixels in images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)]):
+    for pixels in images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)], embedder.device):
         seen = embedder.see(pixels)
         yield from zip(seen.whole.split(1), seen.values[:, 1:].split(1))
         advance(len(pixels))

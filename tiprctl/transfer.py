@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
+
+
+def staged(rows: Tensor, device: torch.device) -> Tensor:
+    """`rows` in memory from which `device` copies while it computes: for CUDA pinned, else as they are."""
+    return rows.pin_memory() if device.type == "cuda" and not (rows.is_cuda or rows.is_pinned()) else rows
 
 
 def to_device(rows: Tensor, device: torch.device) -> Tensor:
@@ -13,11 +16,4 @@ def to_device(rows: Tensor, device: torch.device) -> Tensor:
 
     The copy reads pinned memory, since from any other CUDA copies only when what is queued is done.
     """
-    if device.type != "cuda" or rows.is_cuda:
-        return rows.to(device)
-    return (rows if rows.is_pinned() else rows.pin_memory()).to(device, non_blocking=True)
-
-
-def channels(values: Sequence[float], like: Tensor) -> Tensor:
-    """One number a channel, `(C, 1, 1)`, of the type and on the device of `like`."""
-    return to_device(torch.tensor(values, dtype=like.dtype).view(-1, 1, 1), like.device)
+    return staged(rows, device).to(device, non_blocking=device.type == "cuda")

@@ -69,7 +69,7 @@ class TrainingBatches:
         batches = self._indices(epoch)[skip:]
         shares = [Share.whole(len(indices)).split(processes())[process()] for indices in batches]
         images = self.images.batches(
-            [self.caption_images[share.of(indices)] for share, indices in zip(shares, batches)]
+            [self.caption_images[share.of(indices)] for share, indices in zip(shares, batches)], device
         )
         for step, (indices, share, pixels) in enumerate(zip(batches, shares, images), start=skip):
             of_images, of_captions = (step_generator(config.seed, epoch, step, purpose=purpose) for purpose in (0, 2))

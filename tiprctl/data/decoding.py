@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,14 @@ from tiprctl.data.manifest import Split
 from tiprctl.errors import ImageError
 from tiprctl.images import load_pixels
 from tiprctl.interrupt import ignore_interrupt
+from tiprctl.transfer import staged
 
 MEMORY_BYTES = 1 << 30
 """Images are kept decoded when all of them take less than this."""
 
 MOST_WORKERS = 8
+
+HOST = torch.device("cpu")
 
 REMEDY = "Copy it again from its source, or prepare the data set again without it: --allow-missing."
 """What to do about an image of a data set that cannot be read, though it was there when the set was prepared."""
@@ -63,6 +66,7 @@ class DecodedImages:
         self.kept: Tensor | None = None
         self._decode = partial(_decoded, size=size, remedy=remedy)
         self._asked: list[np.ndarray] = []
+        self._loader: DataLoader | None = None
 
     @classmethod
     def of(cls, split: Split, size: tuple[int, int], *, workers: int | None = None) -> DecodedImages:
@@ -94,25 +98,28 @@ class DecodedImages:
                 kept[index] = image
         self.kept = kept
 
-    def in_order(self, batch_size: int) -> Iterable[Tensor]:
+    def in_order(self, batch_size: int, device: torch.device = HOST) -> Iterable[Tensor]:
         """All images as `(B, 3, H, W)`, `batch_size` at a time; raises as `batches`."""
-        return self.batches(np.array_split(np.arange(len(self)), range(batch_size, len(self), batch_size)))
+        return self.batches(np.array_split(np.arange(len(self)), range(batch_size, len(self), batch_size)), device)
 
-    def batches(self, indices: Sequence[np.ndarray]) -> Iterable[Tensor]:
+    def batches(self, indices: Sequence[np.ndarray], device: torch.device = HOST) -> Iterable[Tensor]:
         """The images of each index array as `(B, 3, H, W)`, read ahead; one iteration at a time.
+
+        They stay on the host, where `device` copies them while it computes.
 
         Raises:
             ImageError: one of them cannot be read; while iterating.
         """
         if self.cache is not None:
-            return _read_ahead(self.cache.read, indices)
+            return _read_ahead(self.cache.read, indices, device)
         if self.kept is not None:
-            return _read_ahead(self.kept.__getitem__, indices)
+            return _read_ahead(self.kept.__getitem__, indices, device)
         self._asked[:] = indices
+        if self._loader is None or self._loader.pin_memory != (device.type == "cuda"):
+            self._loader = self._make_loader(pinned=device.type == "cuda")
         return map(_raise_error, self._loader)
 
-    @cached_property
-    def _loader(self) -> DataLoader:
+    def _make_loader(self, *, pinned: bool) -> DataLoader:
         """What decodes the batches in `_asked`; its processes stay for the next time."""
         return DataLoader(
             self.paths,
@@ -120,27 +127,23 @@ class DecodedImages:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             collate_fn=partial(_batch_or_error, decode=self._decode, size=self.size),
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned,
             worker_init_fn=ignore_interrupt,
         )
 
 
-def _read_ahead(read: Callable[[np.ndarray], Tensor], indices: Sequence[np.ndarray]) -> Iterator[Tensor]:
+def _read_ahead(
+    read: Callable[[np.ndarray], Tensor], indices: Sequence[np.ndarray], device: torch.device
+) -> Iterator[Tensor]:
     """What `read` gives of each index array; the next ones are read in a thread while the last one is at work."""
     with ThreadPoolExecutor(1) as thread:
         waiting: deque[Future[Tensor]] = deque()
         for batch in indices:
-            waiting.append(thread.submit(_read_pinned, read, batch))
+            waiting.append(thread.submit(lambda some: staged(read(some), device), batch))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _read_pinned(read: Callable[[np.ndarray], Tensor], batch: np.ndarray) -> Tensor:
-    """Where there is a GPU, in memory that it can copy from while it computes."""
-    images = read(batch)
-    return images.pin_memory() if torch.cuda.is_available() else images
 
 
 def _decoded(path: Path, size: tuple[int, int], remedy: str | None) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from tiprctl.config import AugmentConfig
-from tiprctl.pixels import MEAN, normalise
+from tiprctl.pixels import MEAN, channels, normalise
 from tiprctl.shares import Share, uniform
-from tiprctl.transfer import channels, to_device
+from tiprctl.transfer import to_device
 
 
 def augment(pixels: Tensor, config: AugmentConfig, generator: Generator, share: Share | None = None) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from tiprctl.pixels import channels
 from tiprctl.shares import Share, uniform
-from tiprctl.transfer import channels
 
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
