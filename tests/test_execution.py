@@ -414,7 +414,9 @@ def test_other_faults_are_no_lack_of_memory():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("names", [("sdm", "id"), ("sdm", "id", "tir", "triplet")], ids=["baseline", "sen"])
+@pytest.mark.parametrize(
+    "names", [("sdm", "id"), ("sdm", "id", "tir", "triplet"), ("sdm", "id", "mlm")], ids=["baseline", "sen", "irra"]
+)
 def test_no_step_waits_for_the_gpu(cuhk_manifest, tmp_path, names):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -53,19 +53,16 @@ class DualEncoder(nn.Module):
 
         With `whole_only` the global one only, at less work, unless the head reads the others.
         """
-        return self.clip.see(
-            pixels, attention=self.head.needs_attention, whole_only=whole_only and self.head.reads_whole
-        )
+        spared = whole_only and self.head.reads_whole
+        return self.clip.see(pixels, attention=self.head.needs_attention, whole_only=spared)
 
     def read(self, token_ids: Tensor, *, whole_only: bool = False) -> Tokens:
         """The tokens of captions `(B, L)`; `whole_only` as in `see`.
 
         With CLIP the global one is the end token; with BERT it is the first.
         """
-        tower = self.bert or self.clip
-        return tower.read(
-            token_ids, attention=self.head.needs_attention, whole_only=whole_only and self.head.reads_whole
-        )
+        tower, spared = self.bert or self.clip, whole_only and self.head.reads_whole
+        return tower.read(token_ids, attention=self.head.needs_attention, whole_only=spared)
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Normalised images `(B, 3, H, W)` to features `(B, F)`, not normalised."""

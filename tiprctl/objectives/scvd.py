@@ -10,6 +10,7 @@ from tiprctl.losses.cmpm import cmpm_loss
 from tiprctl.losses.sdm import sdm_loss
 from tiprctl.models.encodings import Encodings, Needs, PairBatch
 from tiprctl.objectives.base import Objective, ObjectiveOutput
+from tiprctl.transfer import to_device
 
 
 @frozen
@@ -40,23 +41,24 @@ class DynamicFocusAlignment(Objective):
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         whole = cmpm_loss(enc.image, enc.text, batch.pids)
         matching = sdm_loss(enc.related.scores, batch.pids, logit_scale=1 / self.config.temperature)
-        local = _local_loss(enc)
+        local = _local_loss(enc, batch.prompts.found)
         loss = whole + self.config.matching * matching + self.config.local * local
         return ObjectiveOutput(loss, {"global": whole, "matching": matching, "local": local})
 
 
-def _local_loss(enc: Encodings) -> Tensor:
+def _local_loss(enc: Encodings, found: Tensor) -> Tensor:
     """CMPM of regions and prompts of the true pairs, slot by slot, summed; phrases of the same words match.
 
     A phrase counts as far as the head's focus trusts it in its image, without a gradient: else the focus would turn to
     whatever is aligned already. A caption's slots so have weights which sum to 1. A pair without a phrase in a slot is
-    no anchor and no negative there.
+    no anchor and no negative there: `found` (B, M) says so on the host, where nobody waits for how many are left.
     """
     prompts, pairs = enc.prompts, torch.arange(len(enc.image), device=enc.image.device)
     regions, weights = (each[pairs, pairs] for each in (enc.related.regions, enc.related.focus.detach() / len(pairs)))
+    there = [to_device(each.nonzero().flatten(), regions.device) for each in found.unbind(dim=1)]
     return sum(
         cmpm_loss(
             regions[here, slot], prompts.values[here, slot], prompts.index[here, slot], weights=weights[here, slot]
         )
-        for slot, here in enumerate(prompts.found.unbind(dim=1))
+        for slot, here in enumerate(there)
     )
