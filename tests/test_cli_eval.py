@@ -9,15 +9,10 @@ from pathlib import Path
 import console
 import pytest
 import tiny
-import torch
 
-from tiprctl.checkpoint import encoder_header, save_checkpoint
-from tiprctl.config import to_dict
 from tiprctl.data.manifest import Manifest, write_manifest
 from tiprctl.evaluation import EvaluationData, score
 from tiprctl.losses.similarity import cosine_similarity
-from tiprctl.models.clip import Clip
-from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 
 run = partial(console.run, "eval")
@@ -28,24 +23,17 @@ def model(cuhk_manifest, tmp_path, monkeypatch):
     """A checkpoint of a run on the miniature data, whose folder is none of the default ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TIPRCTL_DATA", raising=False)
-    return checkpoint(cuhk_manifest, tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors")
+    return tiny.checkpoint(
+        cuhk_manifest, tmp_path / "a-checkpoint-with-quite-a-long-name-that-must-stay-whole.safetensors"
+    )
 
 
 @pytest.fixture
 def reranking_model(model, cuhk_manifest, tmp_path):
     """A checkpoint beside it, of a run of SCVD."""
-    return checkpoint(cuhk_manifest, tmp_path / "scvd.safetensors", head="division", captions={"tagger": "textblob"})
-
-
-def checkpoint(manifest, file, head="global", seed=0, **further):
-    clip = Clip(replace(tiny.CLIP, vocab_size=49408))
-    clip.initialise(torch.Generator().manual_seed(0))
-    encoder = DualEncoder(clip, head)
-    header = {"config": to_dict(tiny.recipe(seed=seed)), "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
-    header |= {"dataset": manifest.dataset, "data_root": str(manifest.root), **further}
-    header |= {"data_fingerprint": manifest.fingerprint} | encoder_header(encoder)
-    save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
-    return file.name
+    return tiny.checkpoint(
+        cuhk_manifest, tmp_path / "scvd.safetensors", head="division", captions={"tagger": "textblob"}
+    )
 
 
 def other_data(manifest, folder):
@@ -166,7 +154,7 @@ def test_the_first_images_of_a_caption_are_ranked_again(reranking_model, monkeyp
 
 
 def test_a_re_ranked_row_says_so_below_the_first_ranking(reranking_model, cuhk_manifest, tmp_path):
-    second = checkpoint(cuhk_manifest, tmp_path / "second.safetensors", head="division", seed=1)
+    second = tiny.checkpoint(cuhk_manifest, tmp_path / "second.safetensors", head="division", seed=1)
     done = run(reranking_model, second, "--rerank", 50)
     ways = [
         line.split("│")[2].strip() for line in done.stdout.splitlines() if "safetensors" in line or "mean of" in line

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tiprctl.config import ObjectiveConfig, TrainConfig, override
+from tiprctl.checkpoint import encoder_header, save_checkpoint
+from tiprctl.config import ObjectiveConfig, TrainConfig, override, to_dict
+from tiprctl.data.manifest import Manifest
 from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.prompts import Prompts
@@ -34,6 +37,18 @@ def encoder(seed: int = 0, head: str = "global") -> DualEncoder:
     clip = Clip(CLIP)
     clip.initialise(torch.Generator().manual_seed(seed))
     return DualEncoder(clip, head)
+
+
+def checkpoint(manifest: Manifest, file: Path, head: str = "global", seed: int = 0, **further: object) -> str:
+    """The name of a file written as a training on this data would write it, with random weights; `further` header."""
+    clip = Clip(replace(CLIP, vocab_size=49408))
+    clip.initialise(torch.Generator().manual_seed(0))
+    encoder = DualEncoder(clip, head)
+    header = {"config": to_dict(recipe(seed=seed)), "epoch": 1, "selected_on": "val", "fingerprint": "abc"}
+    header |= {"dataset": manifest.dataset, "data_root": str(manifest.root), **further}
+    header |= {"data_fingerprint": manifest.fingerprint} | encoder_header(encoder)
+    save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
+    return file.name
 
 
 @dataclass
