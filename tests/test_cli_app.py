@@ -1,5 +1,6 @@
 """The program around the commands: what `tiprctl.toml` and variables may set, and what is said of mistakes in them."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tiprctl.cli import render
 from tiprctl.cli.app import app
 
 
@@ -67,3 +69,33 @@ def test_the_settings_file_is_checked_without_heavy_imports():
     code += "print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout.strip(), "no option named 'epocs'" in done.stderr) == ("set()", True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "error: Out of memory: libtorch_cpu.so: failed to map segment from shared object End what else runs",
+        ),
+        (MemoryError(), "error: Out of memory End what else runs"),
+        (ImportError("No module named 'torch'"), "unexpected fault: ImportError: No module named 'torch'"),
+    ],
+)
+def test_a_lack_of_memory_is_told_as_such_and_no_other_fault_is(monkeypatch, fault, said):
+    def exhausted(*_given):
+        raise fault
+
+    monkeypatch.setattr("tiprctl.data.manifest.find_manifest", exhausted)
+    assert stderr_of("train", code=1).startswith(said)
+
+
+def test_what_the_library_logs_is_told_when_more_is_asked_for(capsys):
+    log = logging.getLogger("tiprctl.data.anything")
+    try:
+        for level in (1, 1, 0, -1):
+            render.set_verbosity(level)
+            log.info("level %s", level)
+    finally:
+        render.set_verbosity(0)
+    assert capsys.readouterr().err == "level 1\n" * 2

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -300,6 +301,33 @@ def test_the_command_to_go_on_with_has_what_this_one_had(monkeypatch, place, typ
     command = typer.main.get_command(app).get_command(None, "train")
     context = command.make_context("train", list(typed))
     assert train._resuming(context, Path("my runs/a")).startswith(expected.replace("RUN", "'my runs/a'"))
+
+
+def test_a_job_cut_short_is_started_again_until_there_is_something_to_go_on_with(home, monkeypatch):
+    from tiprctl import process_group, training
+
+    jobs, told = [], []
+
+    @contextmanager
+    def joined(device, tell):
+        with together(device, tell) as job:
+            jobs.append(job)
+            yield job
+
+    class Watched(training.Trainer):
+        def __init__(self, *given, **named):
+            told.append(jobs[0].cut_short().remedy)
+            super().__init__(*given, **named)
+
+        def take_steps(self):
+            told.append(jobs[0].cut_short().remedy)
+            return super().take_steps()
+
+    together = process_group.joined
+    monkeypatch.setattr(process_group, "joined", joined)
+    monkeypatch.setattr(training, "Trainer", Watched)
+    run("train", *MINIATURE, "--output", "runs/a")
+    assert told == ["Start it again.", "Go on with: tiprctl train --resume runs/a"]
 
 
 @pytest.mark.parametrize("parts", ["0", "5"])

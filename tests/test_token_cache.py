@@ -111,6 +111,16 @@ def test_fingerprint_of_a_word_piece_tokenizer_tells_its_vocabulary_and_context(
     assert made[0].fingerprint == WordPieceTokenizer([*special, "red"], 9).fingerprint
 
 
+def test_tokens_that_cannot_be_kept_are_told_to_the_log(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    with caplog.at_level("INFO", "tiprctl"):
+        token_ids = TokenCache(tmp_path / "file", TOKENIZER).token_ids("train", TEXTS)
+    np.testing.assert_array_equal(token_ids, TOKENIZER(TEXTS))
+    (told,) = caplog.messages
+    assert str(tmp_path / "file" / "tokens-train") in told
+    assert "cannot be kept" in told
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser writes everywhere")
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path):
     tmp_path.chmod(0o500)

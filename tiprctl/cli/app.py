@@ -20,6 +20,11 @@ from tiprctl.job import place
 
 SETTINGS_FILE = Path("tiprctl.toml")
 
+MORE_MEMORY = "End what else runs, or raise the limit: ulimit -v tells it."
+
+UNLOADED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+"""What the system's loader says of a library for which there is no memory."""
+
 JOBS = ("train", "eval")
 """The commands that several processes carry out together."""
 
@@ -46,6 +51,10 @@ class Program(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as fault:
+            if _lacks_memory(fault):
+                exhausted = TiprError(": ".join(filter(None, ["Out of memory", str(fault)])), remedy=MORE_MEMORY)
+                render.last_error(exhausted)
+                raise typer.Exit(exhausted.exit_code) from fault
             if not _is_usage(fault):
                 render.last_word(partial(render.fault, fault))
                 raise typer.Exit(1) from fault
@@ -128,6 +137,12 @@ def _name_origin(fault: Exception) -> None:
         fault.message += f" (set by {fault.ctx.auto_envvar_prefix}_{fault.param.name.upper()})"
     elif source is not None and source.name == "DEFAULT_MAP":
         fault.message += f" (set in {SETTINGS_FILE})"
+
+
+def _lacks_memory(fault: Exception) -> bool:
+    """Whether there was no memory left, also for loading a library; that has no error of its own."""
+    unloaded = isinstance(fault, ImportError) and any(sign in str(fault) for sign in UNLOADED)
+    return unloaded or isinstance(fault, MemoryError)
 
 
 def _is_usage(fault: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,10 +26,20 @@ UNFOLDED = 500
 """Columns off a terminal: more than any row needs."""
 
 
+class _Notes(logging.Handler):
+    """Tells what is logged as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
 def set_verbosity(level: int) -> None:
-    """-1 quiet, 0 normal, 1 verbose."""
+    """-1 quiet, 0 normal, 1 verbose: then what the library logs is told as notes."""
     global _verbosity
     _verbosity = level
+    library = logging.getLogger("tiprctl")
+    library.handlers[:] = [_Notes()] if level > 0 else []
+    library.setLevel(logging.INFO if level > 0 else logging.NOTSET)
 
 
 def mute() -> None:

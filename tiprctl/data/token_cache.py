@@ -2,16 +2,16 @@
 
 A file is looked up by its name and trusted by its key: a digest of the texts and of the tokenizer, so that one made
 from other captions, or by another tokenizer, counts for nothing. Nothing here is an error: without a file that can be
-read, or a folder that can be written, the captions are tokenised as if there were no cache.
+read, or a folder that can be written, the captions are tokenised as if there were no cache; the log tells of the latter.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -20,6 +20,8 @@ import numpy as np
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
 from tiprctl.tokenizer import Tokenizer, row_lengths
+
+_log = logging.getLogger(__name__)
 
 FEWEST = 2000
 """Fewer texts than these are tokenised at once rather than kept in one more file."""
@@ -61,8 +63,11 @@ class TokenCache:
         if arrays is None:
             arrays = make()
             # Keeping it saves time and nothing else: a folder that cannot be written is no reason to stop.
-            with suppress(InputError), atomic_path(file) as temporary, temporary.open("wb") as handle:
-                np.savez(handle, **arrays, **{_KEY: np.array(key)})
+            try:
+                with atomic_path(file) as temporary, temporary.open("wb") as handle:
+                    np.savez(handle, **arrays, **{_KEY: np.array(key)})
+            except InputError as error:
+                _log.info("Tokens are made anew each time, since they cannot be kept in %s: %s", file, error.what)
         return arrays
 
 
