@@ -114,7 +114,8 @@ def test_re_ranking_in_two_processes_gives_the_order_of_one_and_counts_no_image_
 def test_ctrl_c_stops_both_after_one_step_and_one_process_goes_on():
     done = torchrun(*TRAIN, "--output", "runs/stopped", sent=Signal("SIGINT", before=STEPS + 2))
     assert done.stdout == ""
-    assert done.stderr.count("Stopped and saved. Go on with: tiprctl train --resume runs/stopped") == 1
+    command = "torchrun --nproc-per-node 2 -m tiprctl train --resume runs/stopped --device cpu"
+    assert done.stderr.count(f"Stopped and saved. Go on with: {command}\n") == 1
     assert told(done) == []
     assert len(losses("runs/stopped")) == 1
     run("train", "--resume", "runs/stopped", "--device", "cpu")
