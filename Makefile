@@ -27,6 +27,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/drawing.py --quick
 	$(BIN)/python benchmarks/loader.py --quick
 	$(BIN)/python benchmarks/train_step.py --quick
+	$(BIN)/python benchmarks/patch_embedding.py --quick
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/memory.py --quick
 	$(BIN)/python benchmarks/scaling.py --quick

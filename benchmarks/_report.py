@@ -115,7 +115,7 @@ class Machine:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        device = self.gpu or f"{self.processor}, {self.threads} threads on {self.cores} cores"
+        device = self.gpu or f"{self.processor}, {_counted(self.threads, 'thread')} on {_counted(self.cores, 'core')}"
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.ceiling.items())
         return [
@@ -209,6 +209,10 @@ def _float32_matmul(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _processor() -> str:
