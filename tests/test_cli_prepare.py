@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import signal
 from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
 from tiprctl.cli.app import app
-from tiprctl.data.image_cache import find_image_cache
+from tiprctl.data import image_cache
+from tiprctl.data.image_cache import cache_images, find_image_cache
 from tiprctl.data.manifest import find_manifest, read_manifest
 from tiprctl.data.synth_pedes import Drawing, oracle
 from tiprctl.data.synth_pedes import drawing as drawing_module
@@ -143,6 +147,99 @@ def test_images_that_are_left_out_are_not_cached(cuhk_root):
     assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8", "--allow-missing").exit_code == 0
     split = read_manifest(cuhk_root).split("train")
     assert find_image_cache(split, (16, 8))[0].pixels.shape[0] == 15
+
+
+def test_the_remarks_command_works_however_the_set_was_prepared(cuhk_root, tmp_path, monkeypatch):
+    """A table elsewhere, images that are missing, and a folder with a space."""
+    root = cuhk_root.rename(tmp_path / "my crops")
+    table = tmp_path / "mine.csv"
+    table.write_text("path,caption\nimgs/cam_a/001_0.jpg,A man.\nimgs/lost.jpg,A woman.\n")
+    assert run("folder", "--root", root, "--captions", table, "--allow-missing").exit_code == 0
+    before = (root / "manifest.parquet").read_bytes()
+    cache_images(read_manifest(root), (8, 4))
+    remark = find_image_cache(read_manifest(root).split("test"), (16, 8))[1]
+    monkeypatch.setattr("tiprctl.data.checks.check", None)
+    result = run(*shlex.split(remark.partition("`")[2].rstrip("`"))[2:])
+    assert result.exit_code == 0, result.output
+    assert "stands, 1 caption of 1 image: nothing is checked again." in " ".join(result.stderr.split())
+    assert (root / "manifest.parquet").read_bytes() == before
+    assert find_image_cache(read_manifest(root).split("test"), (16, 8))[0] is not None
+
+
+def test_what_is_asked_for_besides_the_cache_is_done(cuhk_root):
+    (cuhk_root / "manifest.parquet").write_bytes(b"damaged")
+    assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8").exit_code == 0
+    assert len(read_manifest(cuhk_root).captions) == 32
+    (cuhk_root / "imgs/cam_a/001_0.jpg").unlink()
+    plain = run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8")
+    assert plain.exit_code == 3
+    assert "There is no such image file" in plain.stderr
+    assert "with --allow-missing" in plain.stderr
+    assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8", "--allow-missing").exit_code == 0
+    assert len(read_manifest(cuhk_root).captions) == 30
+
+
+def test_a_standing_manifest_in_json(cuhk_root):
+    first = json.loads(run("cuhk-pedes", "--root", cuhk_root, "--json").stdout)
+    again = json.loads(run("cuhk-pedes", "--root", cuhk_root.parent, "--json", "--cache-size", "16x8").stdout)
+    assert again == {**first, "image_cache": str(cuhk_root / "pixels-16x8.cache"), "findings": None}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("code", "kept"), [(130, 8), (3, 6)])
+def test_a_cache_that_is_not_finished_costs_nothing_else(cuhk_root, monkeypatch, code, kept, as_json):
+    load, calls = image_cache.load_pixels, []
+    monkeypatch.setattr(image_cache, "_SAVE_EVERY", 4)
+
+    def stopped(path, size):
+        calls.append(path)
+        if len(calls) == 7 and code == 130:
+            os.kill(os.getpid(), signal.SIGINT)
+        elif len(calls) == 7:
+            raise OSError(28, "No space left on device")
+        return load(path, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "load_pixels", stopped)
+        asked = ("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8", "--workers", 1)
+        result = run(*asked, *["--json"] * as_json)
+    assert result.exit_code == code
+    assert "16 images of 16x8 pixels will take 7 kB in" in result.stderr
+    if code == 130:
+        assert "8 of 16 images are decoded and kept; the same command goes on from there." in result.stderr
+    if as_json:
+        document = json.loads(result.stdout)
+        assert (document["image_cache"], document["manifest"]) == (None, str(cuhk_root / "manifest.parquet"))
+    else:
+        assert "train" in result.stdout
+        assert result.stderr.index("Wrote ") < result.stderr.index("will take")
+    assert len(read_manifest(cuhk_root).captions) == 32
+    calls.clear()
+    monkeypatch.setattr(image_cache, "load_pixels", lambda path, size: (calls.append(path), load(path, size))[1])
+    assert run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8").exit_code == 0
+    assert len(calls) == 16 - kept
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_images_are_checked(cuhk_root, monkeypatch):
+    def refused(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("tiprctl.data.checks.find_unusable", None)
+    result = run("cuhk-pedes", "--root", cuhk_root)
+    assert result.exit_code == 3
+    assert "Cannot write: Permission denied" in result.stderr
+    monkeypatch.undo()
+    assert run("cuhk-pedes", "--root", cuhk_root, "--check").exit_code == 0
+
+
+def test_the_caches_that_are_not_needed_are_named(cuhk_root):
+    run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "64x32")
+    result = run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8")
+    assert f"Not needed for training at 16x8: remove {cuhk_root / 'pixels-64x32.cache'} to free " in result.stderr
+    again = run("cuhk-pedes", "--root", cuhk_root, "--cache-size", "64x32")
+    assert "remove " + str(cuhk_root / "pixels-16x8.cache") in again.stderr
+    assert "pixels-64x32.cache to free" not in again.stderr
 
 
 @pytest.mark.parametrize("drawn", [["--ids", 4], ["--hard"]])

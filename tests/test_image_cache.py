@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,14 @@ from PIL import Image
 
 from tiprctl.data import decoding, image_cache
 from tiprctl.data.decoding import DecodedImages
-from tiprctl.data.image_cache import cache_file, cache_images, find_image_cache
+from tiprctl.data.image_cache import (
+    CachingInterrupted,
+    cache_bytes,
+    cache_file,
+    cache_images,
+    find_image_cache,
+    other_caches,
+)
 from tiprctl.data.manifest import write_manifest
 from tiprctl.errors import ImageError, InputError
 from tiprctl.evaluation import EvaluationData
@@ -121,8 +130,37 @@ def test_another_size_is_told_with_the_command(cuhk_manifest, file):
     root = cuhk_manifest.root
     assert remark == (
         f"The image cache in {root} is of 16x8 pixels: images are decoded from their files, which takes longer. "
-        f"Make it anew with `tiprctl prepare cuhk-pedes --root {root} --cache-size 32x16`"
+        f"Make one that fits with `tiprctl prepare cuhk-pedes --root {root} --cache-size 32x16`"
     )
+
+
+def test_the_command_can_be_pasted_where_the_folder_has_a_space(cuhk_manifest, file, tmp_path):
+    root = shutil.move(cuhk_manifest.root, tmp_path / "my data's folder")
+    split = replace(cuhk_manifest, root=root).split("train")
+    remark = find_image_cache(split, (32, 16))[1]
+    words = shlex.split(remark.partition("`")[2].rstrip("`"))
+    assert words == ["tiprctl", "prepare", "cuhk-pedes", "--root", str(root), "--cache-size", "32x16"]
+
+
+def test_a_cache_that_may_not_be_read_is_not_called_damaged(cuhk_manifest, file, monkeypatch):
+    original = Path.open
+
+    def refused(path, *arguments, **options):
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    cache, remark = find_image_cache(cuhk_manifest.split("train"), SIZE)
+    assert cache is None
+    assert remark == (
+        f"The image cache {file} cannot be read: Permission denied: images are decoded from their files, "
+        "which takes longer. Give read access to it"
+    )
+    with pytest.raises(InputError, match="Permission denied") as caught:
+        cache_images(cuhk_manifest, SIZE)
+    assert caught.value.where == str(file)
+    assert "give access to it" in caught.value.remedy
 
 
 def change(path):
@@ -140,8 +178,49 @@ def test_changed_images_are_told_and_decoded_from_the_files(cuhk_manifest, file,
     assert find_image_cache(cuhk_manifest.split("test"), SIZE)[1] is None
     shutil.copy(split.image_paths[4], split.image_paths[5])
     cache_images(cuhk_manifest, SIZE)
-    assert len(decoded) == 16
-    assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+    assert sorted(decoded) == sorted(path.name for path in (split.image_paths[3], split.image_paths[5]))
+    for name in ("train", "val", "test"):
+        split = cuhk_manifest.split(name)
+        images = DecodedImages.of(split, SIZE)
+        assert images.cache is not None
+        assert torch.equal(next(iter(images.in_order(20))), expected(split))
+
+
+def test_who_reads_an_older_cache_goes_on_reading_it(cuhk_manifest, file):
+    split = cuhk_manifest.split("train")
+    before = expected(split)
+    images = DecodedImages.of(split, SIZE)
+    for path in split.image_paths:
+        change(path)
+    cache_images(cuhk_manifest, SIZE)
+    assert torch.equal(next(iter(images.in_order(20))), before)
+    after = next(iter(DecodedImages.of(split, SIZE).in_order(20)))
+    assert torch.equal(after, expected(split))
+    assert not torch.equal(after, before)
+
+
+def test_another_manifest_takes_the_rows_that_it_shares(cuhk_manifest, decoded):
+    few = replace(cuhk_manifest, captions=cuhk_manifest.captions[::-3].reset_index(drop=True))
+    cache_images(few, SIZE)
+    count = len(decoded)
+    assert 0 < count < 16
+    told: list = []
+    cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert told == [(16, 0), *[1] * 16]
+    assert len(decoded) == len(set(decoded)) == 16
+    for name in ("train", "val", "test"):
+        split = cuhk_manifest.split(name)
+        assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+
+
+def test_an_image_that_is_missing_is_in_no_cache(cuhk_manifest, file, monkeypatch):
+    """Though a row says so: the file came between its stamp and its decoding, and went again."""
+    split = cuhk_manifest.split("train")
+    content = file.read_bytes()
+    stamp = image_cache._stamps(split.root, split.image_paths[:1]).tobytes()
+    file.write_bytes(content.replace(stamp, (1).to_bytes(8, "little"), 1))
+    split.image_paths[0].unlink()
+    assert find_image_cache(split, SIZE)[1].startswith("1 of 8 images changed")
 
 
 @pytest.mark.parametrize("spoil", ["cut", "longer", "empty", "noise", "magic", "count", "shape", "folder"])
@@ -190,9 +269,12 @@ def test_ctrl_c_saves_what_is_done(cuhk_manifest, decoded, monkeypatch):
 
         yield advance
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(CachingInterrupted, match="8 of 16 images are decoded and kept"):
         cache_images(cuhk_manifest, SIZE, progress=stopped_after_six)
-    assert find_image_cache(cuhk_manifest.split("train"), SIZE) == (None, None)
+    cache, remark = find_image_cache(cuhk_manifest.split("train"), SIZE)
+    assert cache is None
+    assert remark.startswith(f"The image cache of 16x8 pixels in {cuhk_manifest.root} is not finished: ")
+    assert f"Finish it with `tiprctl prepare cuhk-pedes --root {cuhk_manifest.root} --cache-size 16x8`" in remark
     decoded.clear()
     told.clear()
     file = cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
@@ -201,6 +283,14 @@ def test_ctrl_c_saves_what_is_done(cuhk_manifest, decoded, monkeypatch):
     split = cuhk_manifest.split("test")
     assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
     assert [path.name for path in file.parent.glob("pixels*")] == [file.name]
+
+
+def test_ctrl_c_before_the_first_image_says_that_none_is_kept(cuhk_manifest):
+    def stopped(total, done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(CachingInterrupted, match="0 of 16 images"):
+        cache_images(cuhk_manifest, SIZE, progress=stopped)
 
 
 def test_a_killed_run_is_taken_up_from_its_last_save(cuhk_manifest, decoded, monkeypatch):
@@ -260,10 +350,24 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(cuhk_manifest, deco
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 16 * 3 * 16 * 8 - 1))
     with pytest.raises(InputError) as caught:
         cache_images(cuhk_manifest, SIZE)
-    assert "needs 0.0 GB, and the disk has 0.0 GB left" in caught.value.what
+    assert caught.value.what == "The image cache needs 6 kB, and the disk has 6 kB left"
     assert "--cache-size" in caught.value.remedy
     assert decoded == []
     assert list(cuhk_manifest.root.glob("pixels*")) == []
+
+
+def test_the_other_caches_are_named_with_their_room(cuhk_manifest, file):
+    root = cuhk_manifest.root
+    assert file.stat().st_size == cache_bytes(16, SIZE)
+    begun = root / "pixels-1024x512.partial"
+    with begun.open("wb") as handle:
+        handle.truncate(1 << 30)
+    written = root / "pixels-64x32.partial"
+    written.touch()
+    written.with_suffix(".lock").touch()
+    assert other_caches(root, SIZE) == [(begun, begun.stat().st_blocks * 512)]
+    assert [path for path, _ in other_caches(root, (64, 32))] == [begun, file]
+    assert other_caches(root, (1024, 512)) == [(begun, 0), (file, other_caches(root, (1, 1))[1][1])]
 
 
 def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(cuhk_manifest, decoded, monkeypatch):

@@ -71,6 +71,13 @@ def check_writable(target: str | Path) -> None:
         raise _cannot_write(target, error) from error
 
 
+def spell_bytes(count: int) -> str:
+    """A file's size before people: 12 kB, 340 MB, 2.3 GB."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+
+
 @contextmanager
 def sole_writer(target: Path) -> Iterator[None]:
     """Within the block no other process is in such a block for the same `target`: who comes second is refused.

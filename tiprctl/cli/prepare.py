@@ -13,11 +13,12 @@ import typer
 from tiprctl.cli import render
 from tiprctl.cli.options import Json, Root, Seed, Workers
 from tiprctl.cores import cores
-from tiprctl.data.catalog import DATA_SETS, data_set, locate
+from tiprctl.data.catalog import DATA_SETS, data_set, locate, places
 from tiprctl.data.folder import FOLDER
 from tiprctl.data.records import DataSet, Record
 from tiprctl.data.synth_pedes import SYNTH_PEDES, Drawing
-from tiprctl.errors import CheckError, InputError, TiprError, UsageError
+from tiprctl.errors import CheckError, ImageError, InputError, TiprError, UsageError
+from tiprctl.files import check_writable, spell_bytes
 
 if TYPE_CHECKING:
     from tiprctl.data.checks import Finding, Report
@@ -96,7 +97,8 @@ def prepare(
 
     Decoded images lie in one file beside the manifest. Training and evaluation read
     it by themselves while it fits the model and the images; stopped, it goes on
-    where it was when asked for again.
+    where it was when asked for again. Of a data set that is prepared already, this
+    caches the images and checks nothing again.
     """
     dataset = data_set(name)
     size = _cache_size(cache, cache_size, dataset)
@@ -106,28 +108,38 @@ def prepare(
     threads = cores() if workers is None else max(1, workers)
     if report and test_ids == 0:
         raise UsageError("--report measures the test split, and --test-ids 0 leaves it empty", remedy="Leave out one.")
+    asked_more = (
+        captions or allow_missing or hard or force or report or any(value is not None for value in given.values())
+    )
+    if size and not asked_more and (standing := _standing(dataset, root)):
+        _cache_standing(dataset, standing, size, threads, as_json=as_json)
+        return
     if dataset is SYNTH_PEDES:
         if check:
             _refuse({**given, "force": force or None}, "is for drawing; --check takes synth-pedes as it stands")
         asked = {key: value for key, value in given.items() if value is not None}
         drawing = Drawing(**asked, hard=hard)
         dataset = drawing.dataset
-        keep = size is not None and not (asked or hard or force)
-        root = _draw(root, drawing, workers=threads, force=force, check=check, keep=keep)
+        root = _draw(root, drawing, workers=threads, force=force, check=check)
     else:
         reason = f"belongs to synth-pedes; {dataset.name} is read as it lies on disk"
         _refuse({**given, "force": force or None, "hard": hard or None, "report": report or None}, reason)
     folder, annotation = locate(dataset, root, captions)
     records = dataset.read(annotation)
+    if not check:
+        _check_writable(folder)
     found = _check(folder, records, threads)
     failure = _failure(found, folder, len(records), check=check, allow_missing=allow_missing)
     manifest = None if check or failure else _write(dataset, folder, records, found)
-    images = _cache_images(manifest, size, threads) if manifest and size else None
     difficulty = _difficulty(folder) if report else None
-    if as_json:
-        render.result_json(_document(dataset, folder, found, manifest, difficulty, images))
-    else:
+    if not as_json:
         _print(dataset, found, manifest, difficulty)
+    images = None
+    try:
+        images = _cache_images(manifest, size, threads) if manifest and size else None
+    finally:
+        if as_json:
+            render.result_json(_document(dataset, folder, found, manifest, difficulty, images))
     if failure:
         raise failure
 
@@ -145,16 +157,35 @@ def _cache_size(cache: bool, given: str | None, dataset: DataSet) -> tuple[int, 
     return int(size[1]), int(size[2])
 
 
-def _draw(root: Path | None, drawing: Drawing, *, workers: int, force: bool, check: bool, keep: bool) -> Path:
-    """Draw synth-pedes where it does not stand yet, unless only a check was asked for.
+def _standing(dataset: DataSet, root: Path | None) -> Manifest | None:
+    """The data set as it was prepared before, if it was."""
+    from tiprctl.data.manifest import standing_manifest
 
-    With `keep`, one that was prepared with other arguments is as good.
-    """
+    found = (standing_manifest(dataset.name, folder) for folder in places(dataset, root))
+    return next((manifest for manifest in found if manifest), None)
+
+
+def _cache_standing(
+    dataset: DataSet, manifest: Manifest, size: tuple[int, int], workers: int, *, as_json: bool
+) -> None:
+    """Cache the images of a data set that is prepared, however it was, and leave its manifest alone."""
     from tiprctl.data.manifest import FILE_NAME
+
+    render.note(
+        f"{manifest.root / FILE_NAME} stands, {_extent(manifest)}: nothing is checked again. "
+        "To check, prepare it without a cache of images."
+    )
+    images = _cache_images(manifest, size, workers)
+    if as_json:
+        render.result_json(_document(dataset, manifest.root, None, manifest, None, images))
+
+
+def _draw(root: Path | None, drawing: Drawing, *, workers: int, force: bool, check: bool) -> Path:
+    """Draw synth-pedes where it does not stand yet, unless only a check was asked for."""
     from tiprctl.data.synth_pedes.drawing import draw, drawing_folder
 
     folder = drawing_folder(root, drawing.dataset)
-    if check or (keep and (folder / FILE_NAME).is_file()):
+    if check:
         return folder
     with render.progress("drawing", drawing.images, "images") as advance:
         drawn = draw(folder, drawing, force=force, workers=workers, on_image=advance)
@@ -167,6 +198,13 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
     for option, value in given.items():
         if value is not None:
             raise UsageError(f"--{option.replace('_', '-')} {reason}", remedy="Leave it out.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Before all images are looked at, which takes its time."""
+    from tiprctl.data.manifest import FILE_NAME
+
+    check_writable(folder / FILE_NAME)
 
 
 def _check(folder: Path, records: list[Record], workers: int) -> Report:
@@ -206,13 +244,26 @@ def _write(dataset: DataSet, folder: Path, records: list[Record], found: Report)
 
 
 def _cache_images(manifest: Manifest, size: tuple[int, int], workers: int) -> Path:
-    from tiprctl.data.image_cache import cache_images
+    from tiprctl.data.image_cache import CachingInterrupted, cache_bytes, cache_images, other_caches
+
+    pixels = f"{size[0]}x{size[1]}"
 
     def progress(total: int, done: int) -> AbstractContextManager[Any]:
+        room = spell_bytes(cache_bytes(total, size))
+        render.note(f"{_plural(total, 'image')} of {pixels} pixels will take {room} in {manifest.root}.")
         return render.progress("caching", total, "images", done, told=True)
 
-    file = cache_images(manifest, size, workers=workers, progress=progress)
-    render.note(f"The images are decoded in {file}: {file.stat().st_size / 1e6:,.0f} MB.")
+    try:
+        file = cache_images(manifest, size, workers=workers, progress=progress)
+    except CachingInterrupted as interrupt:
+        render.warning(f"{interrupt}; the same command goes on from there.")
+        raise
+    except ImageError as error:
+        remedy = "Copy it again from its source, or prepare without it, with --allow-missing; what is cached is kept."
+        raise ImageError(error.what, where=error.where, remedy=remedy) from error
+    render.note(f"The images are decoded in {file}: {spell_bytes(file.stat().st_size)}.")
+    for other, room in other_caches(manifest.root, size):
+        render.note(f"Not needed for training at {pixels}: remove {other} to free {spell_bytes(room)}.")
     return file
 
 
@@ -225,12 +276,16 @@ def _difficulty(folder: Path) -> dict[str, Any]:
 def _document(
     dataset: DataSet,
     folder: Path,
-    found: Report,
+    found: Report | None,
     manifest: Manifest | None,
     difficulty: dict[str, Any] | None,
     images: Path | None,
 ) -> dict[str, Any]:
+    """What `--json` prints; `findings` is null where nothing was checked."""
     from tiprctl.data.manifest import FILE_NAME
+
+    sizes = found.sizes if found else manifest.sizes
+    findings = found and [{**asdict(finding), "fault": finding.fault.value} for finding in found.findings]
 
     return {
         "dataset": dataset.name,
@@ -238,9 +293,9 @@ def _document(
         "manifest": None if manifest is None else str(folder / FILE_NAME),
         "fingerprint": None if manifest is None else manifest.fingerprint,
         "image_cache": None if images is None else str(images),
-        "splits": {split: asdict(size) for split, size in found.sizes.items()},
+        "splits": {split: asdict(size) for split, size in sizes.items()},
         "published": {split: asdict(size) for split, size in dataset.published.items()},
-        "findings": [{**asdict(finding), "fault": finding.fault.value} for finding in found.findings],
+        "findings": findings,
         "report": difficulty,
     }
 
@@ -266,9 +321,13 @@ def _print(dataset: DataSet, found: Report, manifest: Manifest | None, difficult
     if dataset is FOLDER and set(found.sizes) == {"test"}:
         render.note("Everything is in the split test. To train, give the table a column split: train, val or test.")
     if manifest is not None:
-        captions = manifest.captions
-        images = _plural(len(captions.drop_duplicates(["split", "path", "pid"])), "image")
-        render.note(f"Wrote {manifest.root / FILE_NAME}: {_plural(len(captions), 'caption')} of {images}.")
+        render.note(f"Wrote {manifest.root / FILE_NAME}: {_extent(manifest)}.")
+
+
+def _extent(manifest: Manifest) -> str:
+    sizes = manifest.sizes.values()
+    captions, images = (sum(getattr(size, noun) for size in sizes) for noun in ("captions", "images"))
+    return f"{_plural(captions, 'caption')} of {_plural(images, 'image')}"
 
 
 def _wrong(found: Report, split: str) -> str:

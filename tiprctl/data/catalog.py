@@ -51,11 +51,18 @@ def locate(dataset: DataSet, root: Path | None, annotation: Path | None = None) 
         if not given.is_dir():
             raise _missing(dataset, given)
         return _child(given, dataset.folder) or given, annotation
-    for folder in (given, _child(given, dataset.folder)):
+    for folder in places(dataset, root):
         for name in dataset.annotations:
-            if folder is not None and (folder / name).is_file():
+            if (folder / name).is_file():
                 return folder, folder / name
     raise _missing(dataset, given)
+
+
+def places(dataset: DataSet, root: Path | None) -> list[Path]:
+    """The folders where a data set may lie: `root`, default `data_home()`, and the one of its usual name in there."""
+    given = data_home() if root is None else root
+    child = _child(given, dataset.folder)
+    return [given] if child is None else [given, child]
 
 
 def _child(folder: Path, name: str | None) -> Path | None:

@@ -4,8 +4,9 @@ The file `pixels-<height>x<width>.cache` holds two NumPy arrays (format .npy) on
 and `pixels` (N, 3, H, W) uint8. A stamp tells the image file whose pixels are in that row, by its path below the data
 set's folder, its size and the time of its last change, so that a row is found again, and trusted, by its stamp alone:
 the folder may move and the manifest may change. Until the file is whole it is called `.partial`, and rows that are not
-written yet have the stamp 0. One process at a time writes it: a second one would empty the pixels of rows that the first
-is about to stamp.
+written yet have the stamp 0. A whole file is never written to, since others may be reading it: where images changed, a
+new one takes the rows of the others from it. One process at a time writes: a second one would empty the pixels of rows
+that the first is about to stamp.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +31,9 @@ from torch import Tensor
 from tiprctl.data.manifest import Manifest, Split
 from tiprctl.data.pruning import Progress
 from tiprctl.errors import InputError
-from tiprctl.files import sole_writer
+from tiprctl.files import sole_writer, spell_bytes
 from tiprctl.images import load_pixels
-from tiprctl.interrupt import stop_signal
+from tiprctl.interrupt import StopFlag, stop_signal
 
 _METHOD = 1
 """Changes when images are decoded or resized otherwise than before."""
@@ -39,8 +41,20 @@ _METHOD = 1
 _SAVE_EVERY = 256
 """Images between two saves: all that a killed run loses."""
 
-_UNREADABLE = (OSError, ValueError)
+_MISSING = 1
+"""The stamp where there is no image file."""
+
+_DAMAGE = (IsADirectoryError, ValueError)
 """What reading a damaged file raises."""
+
+
+class CachingInterrupted(KeyboardInterrupt):
+    """Ctrl-C while images were cached: `kept` of all `total` images are saved."""
+
+    def __init__(self, kept: int, total: int):
+        super().__init__(f"{kept:,} of {total:,} images are decoded and kept")
+        self.kept = kept
+        self.total = total
 
 
 @dataclass(frozen=True)
@@ -58,24 +72,24 @@ class ImageCache:
 def find_image_cache(split: Split, size: tuple[int, int]) -> tuple[ImageCache | None, str | None]:
     """The images of a split at `size` (height, width), from the cache; or None, with a remark where one does not fit.
 
-    There is no remark where nobody made a cache. All images of the split must be in it as they are now.
+    There is no remark where nobody began a cache. All images of the split must be in it as they are now.
     """
     file = cache_file(split.root, size)
-    others = sorted(path.stem.removeprefix("pixels-") for path in split.root.glob(cache_file(Path(), ("*", "*")).name))
-    if not others:
-        return None, None
-    wanted = _stamps(split.root, split.image_paths)
+    anew = f"Make it anew with {_command(split, size)}"
     try:
-        stamps, layout = _read_stamps(file, size)
+        stamps, pixels = _read(file, size)
     except FileNotFoundError:
-        return None, _remark(f"The image cache in {split.root} is of {', '.join(others)} pixels", split, size)
-    except _UNREADABLE:
-        return None, _remark(f"The image cache {file} is damaged", split, size)
+        return None, _absence(split, size)
+    except _DAMAGE:
+        return None, _remark(f"The image cache {file} is damaged", anew)
+    except OSError as error:
+        return None, _remark(f"The image cache {file} cannot be read: {error.strerror}", "Give read access to it")
+    wanted = _stamps(split.root, split.image_paths)
     rows, found = _look_up(wanted, stamps)
     if not found.all():
         changed = f"{(~found).sum():,} of {len(wanted):,} images changed since the image cache {file} was made"
-        return None, _remark(changed, split, size)
-    return ImageCache(np.memmap(file, np.uint8, "r", layout.pixels_at, layout.shape), rows), None
+        return None, _remark(changed, anew)
+    return ImageCache(pixels, rows), None
 
 
 def cache_images(
@@ -87,7 +101,8 @@ def cache_images(
 ) -> Path:
     """Write all images of a data set, resized to `size` (height, width), to one file, unless that is done.
 
-    What a run that was stopped has saved is taken up.
+    What a run that was stopped has saved is taken up, and so are the rows of an older cache of that size whose images
+    are the same as then.
 
     Args:
         workers: threads that decode; Pillow's decoders and torch leave the interpreter to the others meanwhile.
@@ -96,26 +111,39 @@ def cache_images(
 
     Raises:
         ImageError: an image cannot be read; those before it are saved.
-        InputError: the disk is full, the folder cannot be written, or another process is writing the same cache.
-        KeyboardInterrupt: Ctrl-C; what was decoded is saved.
+        InputError: the disk is full, the folder cannot be written, a file in it cannot be read, or another process is
+            writing the same cache.
+        CachingInterrupted: Ctrl-C; what was decoded is saved.
     """
     target = cache_file(manifest.root, size)
-    unfinished = target.with_suffix(".partial")
+    unfinished = _unfinished(target)
     paths = [manifest.root.absolute() / path for path in manifest.captions["path"].unique()]
     wanted = _stamps(manifest.root.absolute(), paths)
-    if np.array_equal(_saved(target, len(paths), size), wanted):
-        return target
-    layout = _Layout.of(len(paths), size)
-    with _writing(unfinished), sole_writer(target):
-        saved = _saved(unfinished, len(paths), size)
-        left = np.flatnonzero(saved != wanted)
-        _check_space(unfinished, len(left) * layout.row_bytes)
-        if not saved.any():
-            _begin(unfinished, layout)
-        with progress(len(paths), len(paths) - len(left)) as advance, unfinished.open("r+b") as handle:
-            _write_rows(handle, layout, left, paths, wanted, workers, advance)
-        unfinished.replace(target)
+    with _writing(unfinished):
+        if np.array_equal(_saved(target, size)[0], wanted):
+            return target
+        with sole_writer(target):
+            try:
+                _complete(target, size, paths, wanted, workers, progress)
+            except KeyboardInterrupt as interrupt:
+                raise CachingInterrupted(np.count_nonzero(_done(unfinished, size, wanted)), len(paths)) from interrupt
+            unfinished.replace(target)
     return target
+
+
+def cache_bytes(count: int, size: tuple[int, int]) -> int:
+    """How large a cache of so many images of `size` (height, width) is."""
+    return _Layout.of(count, size).bytes
+
+
+def other_caches(root: Path, size: tuple[int, int]) -> list[tuple[Path, int]]:
+    """The other caches and unfinished ones in a data set's folder, which training at `size` does not read.
+
+    Each comes with the bytes that it takes. Those that a process is writing are left out.
+    """
+    own, any_size = cache_file(root, size), cache_file(Path(), ("*", "*"))
+    found = sorted(path for name in (any_size, _unfinished(any_size)) for path in root.glob(name.name) if path != own)
+    return [(path, _room(path)) for path in found if not path.with_suffix(".lock").exists()]
 
 
 def cache_file(root: Path, size: tuple[int | str, int | str]) -> Path:
@@ -161,65 +189,106 @@ def _write_header(handle: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(handle, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
-def _read_stamps(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, _Layout]:
-    """The stamps of a file, and its layout; raises what is in `_UNREADABLE` where these are not what they should be."""
+def _read(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The stamps of a file, and its pixels, mapped: of one file, though another takes its name meanwhile.
+
+    Raises:
+        OSError: it cannot be read. What is in `_DAMAGE`: it is no cache of that size.
+    """
     with file.open("rb") as handle:
         np.lib.format.read_magic(handle)
         (count,), _, _ = np.lib.format.read_array_header_1_0(handle)
-        held = file.stat().st_size
+        held = os.fstat(handle.fileno()).st_size
         # A damaged number of images would ask for more memory than there is.
         layout = _Layout.of(count if 0 < count < held else 0, size)
         handle.seek(0)
         head = handle.read(layout.pixels_at)
-    stamps = np.frombuffer(head, "<u8", layout.shape[0], layout.stamps_at)
-    if head != layout.with_stamps(stamps) or held != layout.bytes:
-        raise ValueError(f"{file} is no whole cache of {count} images")
-    return stamps, layout
+        stamps = np.frombuffer(head, "<u8", layout.shape[0], layout.stamps_at)
+        if head != layout.with_stamps(stamps) or held != layout.bytes:
+            raise ValueError(f"{file} is no whole cache of {count} images")
+        return stamps, np.memmap(handle, np.uint8, "r", layout.pixels_at, layout.shape)
 
 
-def _saved(file: Path, count: int, size: tuple[int, int]) -> np.ndarray:
-    """The stamps of the rows that `file` holds so far, `(count,)`; all 0 where it is missing, damaged or of others."""
+def _saved(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `_read`; no stamps and no pixels where the file is missing or damaged."""
     try:
-        stamps, _ = _read_stamps(file, size)
-    except _UNREADABLE:
-        stamps = np.zeros(0, np.uint64)
-    return stamps if len(stamps) == count else np.zeros(count, np.uint64)
+        return _read(file, size)
+    except (FileNotFoundError, *_DAMAGE):
+        return np.zeros(0, np.uint64), np.zeros((0, 3, *size), np.uint8)
 
 
-def _begin(file: Path, layout: _Layout) -> None:
+def _done(unfinished: Path, size: tuple[int, int], wanted: np.ndarray) -> np.ndarray:
+    """Which rows of an unfinished file are saved, and of the images as they are now, bool like `wanted`."""
+    stamps, _ = _saved(unfinished, size)
+    return stamps == wanted if len(stamps) == len(wanted) else np.zeros(len(wanted), bool)
+
+
+def _begin(unfinished: Path, layout: _Layout) -> None:
     """A file of that layout in which nothing is saved yet; what is not written takes no room on most disks."""
-    with file.open("wb") as handle:
+    with unfinished.open("wb") as handle:
         handle.write(layout.head)
         handle.truncate(layout.bytes)
+
+
+def _complete(
+    target: Path,
+    size: tuple[int, int],
+    paths: Sequence[Path],
+    wanted: np.ndarray,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Make the unfinished file whole: with rows of the older cache `target` where it has them, else decoded ones."""
+    old_stamps, old_pixels = _saved(target, size)
+    places, found = _look_up(wanted, old_stamps)
+    unfinished, layout = _unfinished(target), _Layout.of(len(paths), size)
+    done = _done(unfinished, size, wanted)
+    _check_space(unfinished, np.count_nonzero(~done) * layout.row_bytes)
+    if not done.any():
+        _begin(unfinished, layout)
+
+    def taken(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return (old_pixels[place] for place in places[rows])
+
+    def decoded(rows: np.ndarray) -> Iterator[np.ndarray]:
+        images = pool.imap(partial(load_pixels, size=size), [paths[row] for row in rows])
+        return (image.transpose(2, 0, 1) for image in images)
+
+    with (
+        progress(len(paths), np.count_nonzero(done)) as advance,
+        unfinished.open("r+b") as handle,
+        ThreadPool(max(1, workers)) as pool,
+        stop_signal() as stopped,
+    ):
+        for rows, images in ((~done & found, taken), (~done & ~found, decoded)):
+            _write_rows(handle, layout, np.flatnonzero(rows), images, wanted, advance, stopped)
 
 
 def _write_rows(
     handle: BinaryIO,
     layout: _Layout,
     rows: np.ndarray,
-    paths: Sequence[Path],
+    images: Callable[[np.ndarray], Iterable[np.ndarray]],
     stamps: np.ndarray,
-    workers: int,
     advance: Callable[[int], None],
+    stopped: StopFlag,
 ) -> None:
-    """Decode the images of these rows into the file; a stamp is written once its pixels are on the disk."""
-    with stop_signal() as stopped, ThreadPool(max(1, workers)) as pool:
-        for start in range(0, len(rows), _SAVE_EVERY):
-            some = rows[start : start + _SAVE_EVERY]
-            images = pool.imap(partial(load_pixels, size=layout.shape[2:]), [paths[row] for row in some])
-            written: list[int] = []
-            try:
-                for row, image in zip(some.tolist(), images):
-                    _write_at(handle, layout.pixels_at + row * layout.row_bytes, image.transpose(2, 0, 1))
-                    written.append(row)
-                    advance(1)
-            finally:
-                _flush(handle)
-                for row in written:
-                    _write_at(handle, layout.stamps_at + row * stamps.itemsize, stamps[row])
-                _flush(handle)
-            if stopped:
-                raise KeyboardInterrupt
+    """Write the `images` of these rows, each (3, H, W); a stamp is written once its pixels are on the disk."""
+    for start in range(0, len(rows), _SAVE_EVERY):
+        some = rows[start : start + _SAVE_EVERY]
+        written: list[int] = []
+        try:
+            for row, image in zip(some.tolist(), images(some)):
+                _write_at(handle, layout.pixels_at + row * layout.row_bytes, image)
+                written.append(row)
+                advance(1)
+        finally:
+            _flush(handle)
+            for row in written:
+                _write_at(handle, layout.stamps_at + row * stamps.itemsize, stamps[row])
+            _flush(handle)
+        if stopped:
+            raise KeyboardInterrupt
 
 
 def _write_at(handle: BinaryIO, place: int, values: np.ndarray | np.uint64) -> None:
@@ -235,7 +304,7 @@ def _flush(handle: BinaryIO) -> None:
 def _stamps(root: Path, paths: Sequence[Path]) -> np.ndarray:
     """A number for each image file, uint64: another for every file and for a changed one, but for a rare chance.
 
-    It is 1 where there is no such file, and never 0.
+    It is `_MISSING` where there is no such file, and never 0.
     """
     return np.array([_stamp(root, path) for path in paths], "<u8")
 
@@ -244,16 +313,18 @@ def _stamp(root: Path, path: Path) -> int:
     try:
         status = path.stat()
     except OSError:
-        return 1
+        return _MISSING
     about = f"{_METHOD}\n{path.relative_to(root).as_posix()}\n{status.st_size}\n{status.st_mtime_ns}"
     return int.from_bytes(hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=8).digest()) | 2
 
 
 def _look_up(wanted: np.ndarray, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each wanted stamp among the stamps, and whether it is one of them at all."""
+    """The place of each wanted stamp among the stamps, and whether it is that of a file and one of them at all."""
+    if not len(stamps):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     order = stamps.argsort()
     places = order[np.searchsorted(stamps, wanted, sorter=order).clip(max=len(stamps) - 1)]
-    return places, stamps[places] == wanted
+    return places, (stamps[places] == wanted) & (wanted != _MISSING)
 
 
 def _check_space(file: Path, needed: int) -> None:
@@ -261,7 +332,7 @@ def _check_space(file: Path, needed: int) -> None:
     free = shutil.disk_usage(file.parent).free
     if needed > free:
         raise InputError(
-            f"The image cache needs {needed / 1e9:,.1f} GB, and the disk has {free / 1e9:,.1f} GB left",
+            f"The image cache needs {spell_bytes(needed)}, and the disk has {spell_bytes(free)} left",
             where=file,
             remedy="Free some space, cache smaller images (--cache-size), or train without a cache.",
         )
@@ -274,14 +345,40 @@ def _writing(file: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"Cannot write the image cache: {error.strerror or error}",
-            where=file,
-            remedy="Free some space or give write access, then run it again: it goes on where it stopped.",
+            where=error.filename or file,
+            remedy="Free some space or give access to it, then run it again: it goes on where it stopped.",
         ) from error
 
 
-def _remark(what: str, split: Split, size: tuple[int, int]) -> str:
-    command = f"tiprctl prepare {split.dataset} --root {split.root} --cache-size {_spelt(size)}"
-    return f"{what}: images are decoded from their files, which takes longer. Make it anew with `{command}`"
+def _absence(split: Split, size: tuple[int, int]) -> str | None:
+    """What to say where there is no cache of `size`: nothing, unless there are others, or it was begun."""
+    if _unfinished(cache_file(split.root, size)).exists():
+        what = f"The image cache of {_spelt(size)} pixels in {split.root} is not finished"
+        return _remark(what, f"Finish it with {_command(split, size)}")
+    others = sorted(path.stem.removeprefix("pixels-") for path in split.root.glob(cache_file(Path(), ("*", "*")).name))
+    if not others:
+        return None
+    what = f"The image cache in {split.root} is of {', '.join(others)} pixels"
+    return _remark(what, f"Make one that fits with {_command(split, size)}")
+
+
+def _remark(what: str, remedy: str) -> str:
+    return f"{what}: images are decoded from their files, which takes longer. {remedy}"
+
+
+def _command(split: Split, size: tuple[int, int]) -> str:
+    """What caches the images of the data set as it was prepared, whichever options that took."""
+    return f"`tiprctl prepare {split.dataset} --root {shlex.quote(str(split.root))} --cache-size {_spelt(size)}`"
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_suffix(".partial")
+
+
+def _room(file: Path) -> int:
+    """The bytes that a file takes on the disk: what an unfinished one has not written takes none on most."""
+    status = file.stat()
+    return min(status.st_size, 512 * getattr(status, "st_blocks", status.st_size))
 
 
 def _spelt(size: tuple[int | str, int | str]) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tiprctl.data.catalog import DATA_SETS, data_home
 from tiprctl.data.folder import FOLDER
-from tiprctl.data.records import Record
+from tiprctl.data.records import Record, SplitSize
 from tiprctl.data.synth_pedes import COMMANDS, SYNTH_PEDES
 from tiprctl.errors import InputError, TiprError, UsageError, unknown_name
 from tiprctl.files import atomic_path
@@ -75,6 +75,15 @@ class Manifest:
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in order of first appearance."""
         return tuple(self.captions["split"].unique())
+
+    @property
+    def sizes(self) -> dict[str, SplitSize]:
+        """Identities, images and captions of each split; an image with two identities counts twice."""
+        rows = self.captions.groupby("split", sort=False)
+        return {
+            name: SplitSize(part["pid"].nunique(), len(part[["path", "pid"]].drop_duplicates()), len(part))
+            for name, part in rows
+        }
 
     def split(self, name: str) -> Split:
         """The images and captions of one split, in the order of the rows.
@@ -144,6 +153,15 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file) from error
     return Manifest(dataset, file.parent, table.cast(SCHEMA).to_pandas())
+
+
+def standing_manifest(dataset: str, folder: Path) -> Manifest | None:
+    """The manifest of this data set in `folder`; None where there is none, a damaged one, or that of another."""
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return None
+    return manifest if manifest.dataset == dataset else None
 
 
 def find_manifest(name: str | None, root: Path | None) -> Manifest:
