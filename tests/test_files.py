@@ -5,7 +5,7 @@ import pytest
 
 from tiprctl import files
 from tiprctl.errors import InputError
-from tiprctl.files import atomic_path, check_writable, sole_writer, write_text
+from tiprctl.files import atomic_path, check_writable, sole_writer, spell_bytes, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -103,3 +103,10 @@ def test_a_lock_that_its_owner_removed_meanwhile_is_taken_again(tmp_path, monkey
     with sole_writer(tmp_path / "file.bin"):
         assert len(calls) == 2
         assert lock.read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "spelt"), [(0, "0 kB"), (6144, "6 kB"), (2_400_000, "2 MB"), (2.3e9, "2.3 GB"), (2_314e9, "2,314.0 GB")]
+)
+def test_a_size_is_told_in_the_unit_that_suits_it(count, spelt):
+    assert spell_bytes(int(count)) == spelt

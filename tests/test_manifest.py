@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tiprctl.data.manifest import Manifest, build_manifest, find_manifest, read_manifest, write_manifest
+from tiprctl.data.manifest import (
+    Manifest,
+    build_manifest,
+    find_manifest,
+    read_manifest,
+    standing_manifest,
+    write_manifest,
+)
 from tiprctl.data.records import Record
 from tiprctl.errors import InputError, UsageError
 
@@ -247,3 +254,20 @@ def test_find_what_is_not_prepared_names_what_is(tmp_path):
     with pytest.raises(InputError) as raised:
         find_manifest(str(tmp_path / "crops"), tmp_path)
     assert f"`tiprctl prepare folder --root {tmp_path / 'crops'}`" in raised.value.remedy
+
+
+def test_sizes_are_those_of_the_splits(manifest):
+    splits = [manifest.split(name) for name in manifest.splits]
+    assert {name: (size.identities, size.images, size.captions) for name, size in manifest.sizes.items()} == {
+        split.name: (len(set(split.image_pids.tolist())), len(split.image_paths), len(split.captions))
+        for split in splits
+    }
+
+
+def test_standing_is_what_is_whole_and_of_that_data_set(manifest, tmp_path):
+    assert standing_manifest("cuhk-pedes", tmp_path) is None
+    write_manifest(manifest)
+    assert standing_manifest("cuhk-pedes", tmp_path).fingerprint == manifest.fingerprint
+    assert standing_manifest("folder", tmp_path) is None
+    (tmp_path / "manifest.parquet").write_bytes(b"damaged")
+    assert standing_manifest("cuhk-pedes", tmp_path) is None
