@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,6 @@ class Execution:
     checkpoint_blocks: bool = False
     accumulate: int = 1
     deterministic: bool = False
-
-    @classmethod
-    def of(cls, description: Mapping[str, Any]) -> Execution:
-        """The execution that `describe` told of."""
-        return cls(**{field.name: description[field.name] for field in fields(cls)})
 
     def describe(self, device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
         """What a run keeps of it: the levers, the device by name, the precision, and the number of threads."""

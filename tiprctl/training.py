@@ -403,7 +403,7 @@ class Trainer:
         changed = [
             f"{name.replace('_', ' ')} {_said(here[name])} (was {_said(before[name])})"
             for name in here
-            if name != "threads" and before[name] != here[name]
+            if name in before and name != "threads" and before[name] != here[name]
         ]
         if changed:
             self.listener.on_note(f"The run goes on otherwise than so far: {', '.join(changed)}.")

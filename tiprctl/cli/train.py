@@ -201,8 +201,8 @@ def _kept(levers: Mapping[str, Any], resume: Path, typed: set[str]) -> dict[str,
     from tiprctl.runs import Run
 
     executions = Run(resume).executions
-    before = executions[-1] if executions else levers
-    return {name: value if name in typed else before[name] for name, value in levers.items()}
+    before = executions[-1] if executions else {}
+    return {name: value if name in typed else before.get(name, value) for name, value in levers.items()}
 
 
 def _check_division(config: TrainConfig, parts: int, *, resumed: bool) -> None:
