@@ -8,6 +8,7 @@ python benchmarks/train_step.py --compile --recipes sen
 from __future__ import annotations
 
 import argparse
+import gc
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,6 +176,30 @@ def as_figures(recipe: str, outcome: Outcome, ceiling: Mapping[str, float]) -> d
     }
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is kept of a recipe once its models are let go."""
+
+    rows: list[tuple[str, ...]]
+    figures: list[dict[str, object]]
+    missed: list[str]
+    note: str
+
+
+def find(recipe: str, chosen: argparse.Namespace, ceiling: Mapping[str, float]) -> Finding:
+    """Compare the steps of a recipe, and free their memory for those of the next."""
+    results, note = compare(recipe, chosen)
+    finding = Finding(
+        [row(recipe, each, ceiling) for each in results],
+        [as_figures(recipe, each, ceiling) for each in results],
+        shortfalls(recipe, results, chosen.kind),
+        note,
+    )
+    del results
+    gc.collect()
+    return finding
+
+
 def options() -> argparse.Namespace:
     known = parser(__doc__.splitlines()[0], quick="a tiny encoder, batch 4, two rounds; the goals are not enforced")
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -208,23 +233,17 @@ def main() -> int:
     chosen = options()
     torch.set_num_threads(chosen.threads)
     machine = survey(chosen.threads, device=chosen.device)
-    rows, found, notes, missed = [], [], [], []
-    for recipe in chosen.recipes:
-        results, note = compare(recipe, chosen)
-        notes.append(note)
-        rows += [row(recipe, each, machine.ceiling) for each in results]
-        found += [as_figures(recipe, each, machine.ceiling) for each in results]
-        missed += shortfalls(recipe, results, chosen.kind)
+    findings = [find(recipe, chosen, machine.ceiling) for recipe in chosen.recipes]
     report = Report(
         f"A training step of {chosen.model}, batch {chosen.batch}, seconds",
         ("", *PARTS, "step", "of ceiling", "faster"),
-        rows,
-        {"model": chosen.model, "batch": chosen.batch, "runs": found},
-        notes,
+        [line for each in findings for line in each.rows],
+        {"model": chosen.model, "batch": chosen.batch, "runs": [run for each in findings for run in each.figures]},
+        [each.note for each in findings],
     )
     publish(report, machine, as_json=chosen.json)
     # Of so small an encoder the fixed costs are the larger part.
-    return verdict(missed, enforced=not chosen.quick)
+    return verdict([sentence for each in findings for sentence in each.missed], enforced=not chosen.quick)
 
 
 if __name__ == "__main__":
