@@ -177,3 +177,15 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path, side):
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
     (tmp_path / "a.png").write_bytes(png)
     assert message(tmp_path / "a.png") == "The image has more than 64 million pixels"
+
+
+@pytest.mark.parametrize(("mode", "copies"), [("RGB", 1), ("L", 0)])
+def test_only_the_opened_image_itself_is_copied(tmp_path, pixels, monkeypatch, mode, copies):
+    picture, calls = Image.fromarray(pixels).convert(mode), []
+    picture.save(tmp_path / "a.png")
+    original = Image.Image.copy
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "copy", lambda image: calls.append(image) or original(image))
+        image = open_image(tmp_path / "a.png")
+    assert len(calls) == copies
+    assert np.array_equal(np.asarray(image), np.asarray(picture.convert("RGB")))

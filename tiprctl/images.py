@@ -40,7 +40,8 @@ def open_image(path: str | Path) -> Image.Image:
         ImageError: the file is missing, empty, damaged, of no known format, or has more than `MAX_PIXELS` pixels.
     """
     with _opened(Path(path)) as image:
-        return _upright_rgb(image).copy()
+        upright = _upright_rgb(image)
+        return upright.copy() if upright is image else upright
 
 
 def load_pixels(path: str | Path, size: tuple[int, int]) -> np.ndarray:
