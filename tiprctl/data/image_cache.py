@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from tiprctl.data.manifest import Manifest, Split
-from tiprctl.data.pruning import Progress
 from tiprctl.errors import InputError
 from tiprctl.files import sole_writer, spell_bytes
 from tiprctl.images import load_pixels
 from tiprctl.interrupt import StopFlag, stop_signal
+from tiprctl.meter import ResumedMeter
 
 _METHOD = 1
 """Changes when images are decoded or resized otherwise than before."""
@@ -97,7 +97,7 @@ def cache_images(
     size: tuple[int, int],
     *,
     workers: int = 1,
-    progress: Progress = lambda total, done: nullcontext(lambda count: None),
+    progress: ResumedMeter = lambda total, done: nullcontext(lambda count: None),
 ) -> Path:
     """Write all images of a data set, resized to `size` (height, width), to one file, unless that is done.
 
@@ -236,7 +236,7 @@ def _complete(
     paths: Sequence[Path],
     wanted: np.ndarray,
     workers: int,
-    progress: Progress,
+    progress: ResumedMeter,
 ) -> None:
     """Make the unfinished file whole: with rows of the older cache `target` where it has them, else decoded ones."""
     old_stamps, old_pixels = _saved(target, size)

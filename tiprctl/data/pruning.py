@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tiprctl.data.tagging import classify, find_tagger, prune
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path, check_writable
 from tiprctl.interrupt import stop_signal
+from tiprctl.meter import ResumedMeter
 from tiprctl.worker_pool import process_map
 
 FILE_NAME = "captions_pruned.parquet"
@@ -29,8 +30,6 @@ PARTIAL_NAME = "captions_pruned.partial.parquet"
 SCHEMA = pa.schema([("pruned", pa.string()), ("classes", pa.string())])
 SAVE_EVERY = 2000
 """Captions between two saves: all that a killed run loses."""
-
-Progress = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
 
 _METADATA = b"tiprctl"
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
@@ -65,7 +64,7 @@ def prune_captions(
     tagger: str,
     *,
     workers: int = 1,
-    progress: Progress = lambda total, done: nullcontext(lambda count: None),
+    progress: ResumedMeter = lambda total, done: nullcontext(lambda count: None),
 ) -> PrunedCaptions:
     """Prune the training captions and write `<root>/captions_pruned.parquet`, unless this is done.
 
