@@ -233,7 +233,7 @@ def test_an_operation_without_a_deterministic_kernel_ends_the_training_readably(
         update()
 
     monkeypatch.setattr(training.descent, "update", put)
-    with pytest.raises(TrainingError, match=r"cannot be repeatable at step 1: put_[\s\S]*without --deterministic"):
+    with pytest.raises(TrainingError, match=r"cannot be repeatable at step 1: put_[\s\S]*Give --no-deterministic"):
         training.run()
     assert not torch.are_deterministic_algorithms_enabled()
     assert training.progress.step == 0
@@ -388,7 +388,7 @@ def test_a_kernel_that_cannot_be_deterministic_is_named():
     with pytest.raises(TrainingError) as caught, faults_told(wanted, "at step 3", device=CPU, remedy=""):
         raise fault
     assert "The training cannot be repeatable at step 3: cumsum_cuda" in str(caught.value)
-    assert "without --deterministic" in str(caught.value)
+    assert "Give --no-deterministic, also with --resume; or " in str(caught.value)
     with pytest.raises(RuntimeError, match="cumsum_cuda"), faults_told(Execution(), "", device=CPU, remedy=""):
         raise fault
 
@@ -400,7 +400,7 @@ def test_a_compiler_that_fails_going_backward_is_told():
     with pytest.raises(TrainingError) as caught, faults_told(Execution(compile=True), "at step 3", **given):
         raise fault
     assert "The compiler failed at step 3: out of registers" in str(caught.value)
-    assert "without --compile" in str(caught.value)
+    assert "Go on with --resume RUN --no-compile." in str(caught.value)
     with pytest.raises(TorchDynamoException), faults_told(Execution(), "at step 3", **given):
         raise fault
 

@@ -84,10 +84,11 @@ def faults_told(execution: Execution, place: str, *, device: torch.device, remed
             raise told(f"Out of memory {place}; {_peak(device)}", remedy=remedy) from error
         reason = next(iter(str(error).splitlines()), "")
         if execution.deterministic and "deterministic implementation" in reason:
-            remedy = "Train without --deterministic, or with --device cpu."
+            remedy = "Give --no-deterministic, also with --resume; or train with --device cpu."
             raise told(f"The training cannot be repeatable {place}: {reason}", remedy=remedy) from error
         if execution.compile and _of_compiler(error):
-            remedy = "Go on without --compile, with --resume."
+            # A resumed run compiles as before, unless it is told not to.
+            remedy = "Go on with --resume RUN --no-compile."
             raise told(f"The compiler failed {place}: {reason}", remedy=remedy) from error
         raise
 
