@@ -58,8 +58,9 @@ TRAFFIC = {
     # Features of three parts, the global tokens, their places and all of them; of 3 patches and 15 words in each of two
     # selections, which they are and whether they are there.
     "cfine": ((6 + 2 + 33 + 77) * WIDTH + IDS + 2 * 8 + 2 * (3 + 15) * (8 + 1), (6 + 2 + 33 + 77) * WIDTH),
-    # Features, global tokens, all tokens of the image, six prompts with their numbers, and whether they are there.
-    "scvd": ((2 + 2 + 33 + 6) * WIDTH + IDS + 6 * (8 + 1), (2 + 2 + 33 + 6) * WIDTH),
+    # Features, global tokens, all tokens of the image, six prompts with their numbers, and twice (on device and host)
+    # whether they are there.
+    "scvd": ((2 + 2 + 33 + 6) * WIDTH + IDS + 6 * (8 + 1 + 1), (2 + 2 + 33 + 6) * WIDTH),
 }
 
 
