@@ -286,6 +286,7 @@ def test_the_help_has_the_levers_together_and_no_flag_cut(monkeypatch):
     [
         ({}, (), "tiprctl train --resume"),
         ({}, ("--device", "cpu"), "tiprctl train --resume RUN --device cpu"),
+        ({}, ("--device", "cpu", "--root", "my data"), "tiprctl train --resume RUN --root 'my data' --device cpu"),
         ({"processes": 2, "locals": 2}, (), "torchrun --nproc-per-node 2 -m tiprctl train --resume RUN"),
         ({"processes": 8, "locals": 4}, (), "torchrun --nnodes 2 … --nproc-per-node 4 -m tiprctl train --resume RUN"),
     ],

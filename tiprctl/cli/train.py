@@ -215,9 +215,10 @@ def _check_division(config: TrainConfig, parts: int, *, resumed: bool) -> None:
 
 
 def _resuming(ctx: typer.Context, run: Path) -> str:
-    """What to type to go on with a run, in as many processes as now and on the device that was typed now."""
-    here, device = place(), ctx.params["device"] if "device" in _typed(ctx) else None
-    command = shlex.join(["tiprctl", "train", "--resume", str(run), *(["--device", device] if device else [])])
+    """What to type to go on with a run, in as many processes as now, with the data and on the device typed now."""
+    here, typed = place(), _typed(ctx)
+    again = [part for name in ("root", "device") if name in typed for part in (f"--{name}", str(ctx.params[name]))]
+    command = shlex.join(["tiprctl", "train", "--resume", str(run), *again])
     if here.processes == 1:
         return command
     # How the machines find each other is not known here.
