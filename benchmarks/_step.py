@@ -21,7 +21,7 @@ from tiprctl.data.batches import Batch
 from tiprctl.data.synth_pedes.people import VIEWS, hidden_attributes, unique_people
 from tiprctl.data.synth_pedes.wording import describe
 from tiprctl.descent import Descent
-from tiprctl.execution import Execution
+from tiprctl.execution import Execution, repeatable
 from tiprctl.models.clip import SIZES
 from tiprctl.objectives.composition import Composition
 from tiprctl.optimisation import clip_gradients
@@ -157,7 +157,7 @@ class OurStep:
         execution: Execution | None = None,
         precisions: Sequence[str] = tuple(TYPES),
     ):
-        self.composition, self.batch = composition, batch
+        self.composition, self.batch, self.execution = composition, batch, execution or Execution()
         self.clock = Clock(device)
         self.clock.watch_towers(composition.encoder.clip)
         self.clock.watch(composition, "forward", "forward")
@@ -165,7 +165,7 @@ class OurStep:
             name: Descent(
                 composition,
                 config.optim,
-                execution or Execution(),
+                self.execution,
                 rows=len(batch.pids),
                 device=torch.device(device),
                 dtype=TYPES[name],
@@ -183,7 +183,7 @@ class OurStep:
         return {each.name: each.weight * parts[each.name] for each in self.composition.configs}
 
     def take(self, precision: str) -> None:
-        with self.clock("step"):
+        with repeatable(self.execution.deterministic), self.clock("step"):
             masks, dropout = (Generator().manual_seed(SEED) for _ in range(2))
             self._descents[precision](self.batch, 0.0, masks, dropout)
 

@@ -69,7 +69,7 @@ def compare(recipe: str, chosen: argparse.Namespace) -> tuple[list[Outcome], str
     config = configure(recipe, chosen.model)
     batch = draw_batch(config, chosen.batch, chosen.device)
     composition = compose(config, chosen.device)
-    ours = OurStep(composition, config, batch, chosen.device)
+    ours = OurStep(composition, config, batch, chosen.device, precisions=chosen.precisions)
     counts = lengths(batch.token_ids)
     note = f"{recipe}: captions of {counts.mean:.0f} tokens on average, the longest {counts.longest}"
     contestants = []
@@ -83,10 +83,9 @@ def compare(recipe: str, chosen: argparse.Namespace) -> tuple[list[Outcome], str
         contestants.append(Contestant("plain", plain, chosen.reference, operations(plain, chosen.reference)))
     flops = operations(ours, chosen.precisions[0])
     contestants += [Contestant("tiprctl", ours, precision, flops) for precision in chosen.precisions]
-    if chosen.compile:
-        fused = compose(config, chosen.device)
-        compiled = OurStep(fused, config, batch, chosen.device, Execution(compile=True), chosen.precisions)
-        contestants += [Contestant("compiled", compiled, precision, flops) for precision in chosen.precisions]
+    for name, execution in chosen.others.items():
+        other = OurStep(compose(config, chosen.device), config, batch, chosen.device, execution, chosen.precisions)
+        contestants += [Contestant(name, other, precision, flops) for precision in chosen.precisions]
     return race(contestants, chosen.rounds), note
 
 
@@ -211,6 +210,7 @@ def options() -> argparse.Namespace:
     known.add_argument("--precisions", type=partial(chosen_names, known=tuple(TYPES)), help="of ours")
     known.add_argument("--reference", choices=TYPES, help="precision of the plain step (default: fp32; fp16 on CUDA)")
     known.add_argument("--compile", action="store_true", help="ours with compiled blocks too")
+    known.add_argument("--deterministic", action="store_true", help="ours with repeatable kernels too")
     known.add_argument("--rounds", type=int, help="steps each, in turn; the median counts (default: 3; 20 on CUDA)")
     known.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = known.parse_args()
@@ -220,6 +220,9 @@ def options() -> argparse.Namespace:
     chosen.precisions = chosen.precisions or (("fp16", "bf16") if on_cuda else ("fp32", "bf16"))
     chosen.reference = chosen.reference or REFERENCE.get(chosen.kind, "fp32")
     chosen.rounds = chosen.rounds or (20 if on_cuda else 3)
+    levers = {"compiled": (chosen.compile, Execution(compile=True))}
+    levers["deterministic"] = (chosen.deterministic, Execution(deterministic=True))
+    chosen.others = {name: execution for name, (asked, execution) in levers.items() if asked}
     if chosen.quick:
         chosen.model, chosen.batch, chosen.rounds = "tiny", 4, 2
     if min(chosen.batch // 2, chosen.rounds, chosen.threads) < 1:
