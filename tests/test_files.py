@@ -5,7 +5,7 @@ import pytest
 
 from tiprctl import files
 from tiprctl.errors import InputError
-from tiprctl.files import atomic_path, check_writable, sole_writer, spell_bytes, write_text
+from tiprctl.files import atomic_path, being_written, check_writable, sole_writer, spell_bytes, write_text
 
 
 def test_the_new_content_replaces_the_old(tmp_path):
@@ -86,6 +86,21 @@ def test_a_lock_file_without_its_owner_counts_only_where_files_cannot_be_locked(
     monkeypatch.setattr(files, "fcntl", None)
     with pytest.raises(InputError, match="1 on nowhere"), sole_writer(tmp_path / "file.bin"):
         pass
+
+
+@pytest.mark.parametrize("locks", ["locks", "no module", "no locks on this disk"])
+def test_who_is_being_written_is_told_though_a_killed_process_left_its_lock(tmp_path, monkeypatch, locks):
+    if locks == "no module":
+        monkeypatch.setattr(files, "fcntl", None)
+    elif locks == "no locks on this disk":
+        monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    target = tmp_path / "file.bin"
+    assert not being_written(target)
+    with sole_writer(target):
+        assert being_written(target)
+    assert not being_written(target)
+    (tmp_path / "file.lock").write_text("1 on nowhere")
+    assert being_written(target) == (locks != "locks")
 
 
 def test_a_lock_that_its_owner_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):

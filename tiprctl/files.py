@@ -104,6 +104,20 @@ def sole_writer(target: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def being_written(target: Path) -> bool:
+    """Whether a process is in a `sole_writer` block for `target` just now; it is taken to be where that cannot be told.
+
+    A lock file that a killed process left behind counts only where files cannot be locked.
+    """
+    try:
+        with target.with_suffix(".lock").open(encoding="utf-8") as handle:
+            return not _locked(handle, own=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
 def _acquired(lock: Path, target: Path) -> TextIO:
     """The lock file, open and locked."""
     while True:
