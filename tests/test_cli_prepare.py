@@ -149,6 +149,23 @@ def test_images_that_are_left_out_are_not_cached(cuhk_root):
     assert find_image_cache(split, (16, 8))[0].pixels.shape[0] == 15
 
 
+def test_what_is_cached_is_kept_when_an_image_is_left_out_as_the_message_says(cuhk_root, monkeypatch):
+    load, decoded = image_cache.load_pixels, []
+    monkeypatch.setattr(image_cache, "load_pixels", lambda path, size: decoded.append(path.name) or load(path, size))
+    assert run("cuhk-pedes", "--root", cuhk_root).exit_code == 0
+    paths = read_manifest(cuhk_root).captions["path"].unique()
+    (cuhk_root / paths[9]).write_bytes(b"")
+    asked = ("cuhk-pedes", "--root", cuhk_root, "--cache-size", "16x8", "--workers", 1)
+    refused = run(*asked)
+    assert refused.exit_code == 3
+    assert "prepare without it, with --allow-missing; what is cached is kept." in " ".join(refused.stderr.split())
+    decoded.clear()
+    assert run(*asked, "--allow-missing").exit_code == 0
+    assert len(decoded) == 6
+    assert find_image_cache(read_manifest(cuhk_root).split("train"), (16, 8))[0].pixels.shape[0] == 15
+    assert [path.name for path in cuhk_root.glob("pixels*")] == ["pixels-16x8.cache"]
+
+
 def test_the_remarks_command_works_however_the_set_was_prepared(cuhk_root, tmp_path, monkeypatch):
     """A table elsewhere, images that are missing, and a folder with a space."""
     root = cuhk_root.rename(tmp_path / "my crops")

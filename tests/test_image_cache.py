@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import tiny
 import torch
@@ -31,6 +32,7 @@ from tiprctl.data.image_cache import (
 from tiprctl.data.manifest import write_manifest
 from tiprctl.errors import ImageError, InputError
 from tiprctl.evaluation import EvaluationData
+from tiprctl.files import sole_writer
 from tiprctl.images import load_pixels
 from tiprctl.progress import Listener
 from tiprctl.training import Trainer
@@ -223,6 +225,35 @@ def test_an_image_that_is_missing_is_in_no_cache(cuhk_manifest, file, monkeypatc
     assert find_image_cache(split, SIZE)[1].startswith("1 of 8 images changed")
 
 
+def test_a_damaged_number_of_images_asks_for_no_memory(cuhk_manifest, file, monkeypatch):
+    content = file.read_bytes()
+    count = len(content) // (3 * 16 * 8) + 1
+    file.write_bytes(content.replace(b"(16,), }  ", f"({count},), }}".encode().ljust(10), 1))
+    assert len(file.read_bytes()) == len(content)
+    monkeypatch.setattr(image_cache._Layout, "of", None)
+    assert "is damaged" in find_image_cache(cuhk_manifest.split("train"), SIZE)[1]
+
+
+def test_what_another_process_finished_meanwhile_is_not_made_again(cuhk_manifest, decoded, monkeypatch):
+    original, finished = image_cache.sole_writer, []
+
+    @contextmanager
+    def finished_before(target):
+        if not finished:
+            finished.append(target)
+            cache_images(cuhk_manifest, SIZE)
+        with original(target):
+            yield
+
+    monkeypatch.setattr(image_cache, "sole_writer", finished_before)
+    told: list = []
+    file = cache_images(cuhk_manifest, SIZE, progress=lambda total, done: progress_into(told, total, done))
+    assert told == []
+    assert finished == [file]
+    assert len(decoded) == 16
+    assert_whole(cuhk_manifest)
+
+
 @pytest.mark.parametrize("spoil", ["cut", "longer", "empty", "noise", "magic", "count", "shape", "folder"])
 def test_a_damaged_cache_is_told_and_made_anew(cuhk_manifest, file, spoil):
     content = file.read_bytes()
@@ -312,14 +343,102 @@ def test_a_killed_run_is_taken_up_from_its_last_save(cuhk_manifest, decoded, mon
     assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
 
 
-def test_an_unfinished_cache_of_another_manifest_counts_for_nothing(cuhk_manifest, file):
+def test_an_unfinished_cache_of_another_manifest_gives_its_rows(cuhk_manifest, file, decoded):
     content = file.read_bytes()
     few = replace(cuhk_manifest, captions=cuhk_manifest.captions[:6])
     file.rename(file.with_suffix(".partial"))
     cache_images(few, SIZE)
     assert cache_file(few.root, SIZE).stat().st_size < len(content)
+    assert decoded == []
     cache_images(cuhk_manifest, SIZE)
     assert file.read_bytes() == content
+
+
+def few_of(manifest, left_out: list[str]):
+    captions = manifest.captions[~manifest.captions["path"].isin(left_out)].reset_index(drop=True)
+    return replace(manifest, captions=captions)
+
+
+def assert_whole(manifest):
+    for name in ("train", "val", "test"):
+        split = manifest.split(name)
+        assert torch.equal(next(iter(DecodedImages.of(split, SIZE).in_order(20))), expected(split))
+    assert [path.name for path in manifest.root.glob("pixels*")] == ["pixels-16x8.cache"]
+
+
+def broken_at(place: int, manifest):
+    """Cache the images until that of this place, which is damaged from then on."""
+    path = manifest.root / manifest.captions["path"].unique()[place]
+    path.write_bytes(b"")
+    with pytest.raises(ImageError):
+        cache_images(manifest, SIZE)
+
+
+def test_manifests_that_change_while_a_cache_is_unfinished_cost_no_image_twice(cuhk_manifest, decoded):
+    paths = cuhk_manifest.captions["path"].unique().tolist()
+    broken_at(9, cuhk_manifest)
+    broken_at(12 - 1, few_of(cuhk_manifest, [paths[9]]))
+    again = decoded[1 + decoded.index(Path(paths[9]).name) :]
+    assert not set(again) & {Path(path).name for path in paths[:9]}
+    files = ["pixels-16x8.older1", "pixels-16x8.partial"]
+    assert sorted(path.name for path in cuhk_manifest.root.glob("pixels*")) == files
+    least = few_of(cuhk_manifest, [paths[0], paths[9], paths[12]])
+    decoded.clear()
+    cache_images(least, SIZE)
+    assert decoded == [Path(path).name for path in paths[13:]]
+    assert_whole(least)
+
+
+def test_rows_that_moved_in_an_unfinished_cache_are_taken_along(cuhk_manifest, decoded):
+    """As many images as before, in other places."""
+    broken_at(9, cuhk_manifest)
+    decoded.clear()
+    paths = cuhk_manifest.captions["path"].unique().tolist()
+    (cuhk_manifest.root / "new.png").write_bytes((cuhk_manifest.root / paths[0]).read_bytes())
+    captions = cuhk_manifest.captions[cuhk_manifest.captions["path"] != paths[9]]
+    first = captions[captions["path"] == paths[0]].assign(path="new.png")
+    moved = replace(cuhk_manifest, captions=pandas.concat([first, captions], ignore_index=True))
+    assert moved.captions["path"].nunique() == 16
+    cache_images(moved, SIZE)
+    assert decoded == ["new.png", *(Path(path).name for path in paths[10:])]
+    assert_whole(moved)
+
+
+@pytest.mark.parametrize("moment", ["put aside", "rows taken", "made whole"])
+def test_a_kill_while_rows_are_taken_along_loses_none(cuhk_manifest, decoded, monkeypatch, moment):
+    monkeypatch.setattr(image_cache, "_SAVE_EVERY", 4)
+    broken_at(9, cuhk_manifest)
+    decoded.clear()
+    paths = cuhk_manifest.captions["path"].unique().tolist()
+    few = few_of(cuhk_manifest, [paths[9]])
+
+    def kill(*arguments, **options):
+        raise SystemExit
+
+    taken, original = [], image_cache._rows_at
+
+    def killed_at_the_second(*arguments):
+        taken.append(arguments)
+        return original(*arguments) if len(taken) == 1 else kill()
+
+    with monkeypatch.context() as patch:
+        match moment:
+            case "put aside":
+                patch.setattr(image_cache, "ThreadPool", kill)
+            case "rows taken":
+                patch.setattr(image_cache, "_rows_at", killed_at_the_second)
+            case "made whole":
+                patch.setattr(Path, "unlink", kill)
+        with pytest.raises(SystemExit):
+            cache_images(few, SIZE)
+    cache_file(few.root, SIZE).with_suffix(".lock").unlink(missing_ok=True)
+    cache_images(few, SIZE)
+    assert decoded == [Path(path).name for path in paths[10:]]
+    left = [path for path, _ in other_caches(few.root, SIZE)]
+    assert left == ([few.root / "pixels-16x8.older1"] if moment == "made whole" else [])
+    for path in left:
+        path.unlink()
+    assert_whole(few)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -364,8 +483,10 @@ def test_the_other_caches_are_named_with_their_room(cuhk_manifest, file):
         handle.truncate(1 << 30)
     written = root / "pixels-64x32.partial"
     written.touch()
-    written.with_suffix(".lock").touch()
-    assert other_caches(root, SIZE) == [(begun, begun.stat().st_blocks * 512)]
+    begun.with_suffix(".lock").touch()  # as a killed process leaves it
+    with sole_writer(written):
+        assert other_caches(root, SIZE) == [(begun, begun.stat().st_blocks * 512)]
+    written.unlink()
     assert [path for path, _ in other_caches(root, (64, 32))] == [begun, file]
     assert other_caches(root, (1024, 512)) == [(begun, 0), (file, other_caches(root, (1, 1))[1][1])]
 

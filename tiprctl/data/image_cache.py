@@ -5,7 +5,8 @@ and `pixels` (N, 3, H, W) uint8. A stamp tells the image file whose pixels are i
 set's folder, its size and the time of its last change, so that a row is found again, and trusted, by its stamp alone:
 the folder may move and the manifest may change. Until the file is whole it is called `.partial`, and rows that are not
 written yet have the stamp 0. A whole file is never written to, since others may be reading it: where images changed, a
-new one takes the rows of the others from it. One process at a time writes: a second one would empty the pixels of rows
+new one takes the rows of the others from it. So does one with other places for them, as where an image was left out:
+the unfinished file is then put aside as `.older1`, `.older2` and so on, until the new one is whole. One process at a time writes: a second one would empty the pixels of rows
 that the first is about to stamp.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count as numbers
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +32,7 @@ from torch import Tensor
 
 from tiprctl.data.manifest import Manifest, Split
 from tiprctl.errors import InputError
-from tiprctl.files import sole_writer, spell_bytes
+from tiprctl.files import being_written, sole_writer, spell_bytes
 from tiprctl.images import load_pixels
 from tiprctl.interrupt import StopFlag, stop_signal
 from tiprctl.meter import ResumedMeter
@@ -101,8 +103,8 @@ def cache_images(
 ) -> Path:
     """Write all images of a data set, resized to `size` (height, width), to one file, unless that is done.
 
-    What a run that was stopped has saved is taken up, and so are the rows of an older cache of that size whose images
-    are the same as then.
+    What a run that was stopped has saved is taken up, though the manifest changed since, and so are the rows of an
+    older cache of that size whose images are the same as then.
 
     Args:
         workers: threads that decode; Pillow's decoders and torch leave the interpreter to the others meanwhile.
@@ -120,14 +122,19 @@ def cache_images(
     paths = [manifest.root.absolute() / path for path in manifest.captions["path"].unique()]
     wanted = _stamps(manifest.root.absolute(), paths)
     with _writing(unfinished):
-        if np.array_equal(_saved(target, size)[0], wanted):
+        if _is_whole(target, size, wanted):
             return target
         with sole_writer(target):
+            # Another process may have finished it meanwhile.
+            if _is_whole(target, size, wanted):
+                return target
             try:
                 _complete(target, size, paths, wanted, workers, progress)
             except KeyboardInterrupt as interrupt:
                 raise CachingInterrupted(np.count_nonzero(_done(unfinished, size, wanted)), len(paths)) from interrupt
             unfinished.replace(target)
+            for file in _put_aside(target):
+                file.unlink()
     return target
 
 
@@ -142,8 +149,9 @@ def other_caches(root: Path, size: tuple[int, int]) -> list[tuple[Path, int]]:
     Each comes with the bytes that it takes. Those that a process is writing are left out.
     """
     own, any_size = cache_file(root, size), cache_file(Path(), ("*", "*"))
-    found = sorted(path for name in (any_size, _unfinished(any_size)) for path in root.glob(name.name) if path != own)
-    return [(path, _room(path)) for path in found if not path.with_suffix(".lock").exists()]
+    names = (any_size.name, _unfinished(any_size).name, _aside(any_size, "*").name)
+    found = sorted(path for name in names for path in root.glob(name) if path != own)
+    return [(path, _room(path)) for path in found if not being_written(path)]
 
 
 def cache_file(root: Path, size: tuple[int | str, int | str]) -> Path:
@@ -200,7 +208,9 @@ def _read(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         (count,), _, _ = np.lib.format.read_array_header_1_0(handle)
         held = os.fstat(handle.fileno()).st_size
         # A damaged number of images would ask for more memory than there is.
-        layout = _Layout.of(count if 0 < count < held else 0, size)
+        if not 0 < count * 3 * size[0] * size[1] < held:
+            raise ValueError(f"{file} holds no {count} images")
+        layout = _Layout.of(count, size)
         handle.seek(0)
         head = handle.read(layout.pixels_at)
         stamps = np.frombuffer(head, "<u8", layout.shape[0], layout.stamps_at)
@@ -217,14 +227,29 @@ def _saved(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(0, np.uint64), np.zeros((0, 3, *size), np.uint8)
 
 
+def _is_whole(target: Path, size: tuple[int, int], wanted: np.ndarray) -> bool:
+    return np.array_equal(_saved(target, size)[0], wanted)
+
+
 def _done(unfinished: Path, size: tuple[int, int], wanted: np.ndarray) -> np.ndarray:
-    """Which rows of an unfinished file are saved, and of the images as they are now, bool like `wanted`."""
+    """Which rows of an unfinished file are saved, of the images as they are now, bool like `wanted`.
+
+    None where any are in another place than they would be written to.
+    """
     stamps, _ = _saved(unfinished, size)
-    return stamps == wanted if len(stamps) == len(wanted) else np.zeros(len(wanted), bool)
+    places, found = _look_up(wanted, stamps)
+    fits = len(stamps) == len(wanted) and np.array_equal(places[found], np.flatnonzero(found))
+    return found if fits else np.zeros(len(wanted), bool)
 
 
-def _begin(unfinished: Path, layout: _Layout) -> None:
-    """A file of that layout in which nothing is saved yet; what is not written takes no room on most disks."""
+def _begin(target: Path, size: tuple[int, int], wanted: np.ndarray) -> None:
+    """An unfinished file in which nothing is saved yet; what is not written takes no room on most disks.
+
+    One that holds wanted rows in other places is put aside.
+    """
+    unfinished, layout = _unfinished(target), _Layout.of(len(wanted), size)
+    if _look_up(wanted, _saved(unfinished, size)[0])[1].any():
+        unfinished.rename(next(file for number in numbers(1) if not (file := _aside(target, number)).exists()))
     with unfinished.open("wb") as handle:
         handle.write(layout.head)
         handle.truncate(layout.bytes)
@@ -238,17 +263,12 @@ def _complete(
     workers: int,
     progress: ResumedMeter,
 ) -> None:
-    """Make the unfinished file whole: with rows of the older cache `target` where it has them, else decoded ones."""
-    old_stamps, old_pixels = _saved(target, size)
-    places, found = _look_up(wanted, old_stamps)
+    """Make the unfinished file whole: with rows of the older files where they have them, else decoded ones."""
     unfinished, layout = _unfinished(target), _Layout.of(len(paths), size)
     done = _done(unfinished, size, wanted)
     _check_space(unfinished, np.count_nonzero(~done) * layout.row_bytes)
     if not done.any():
-        _begin(unfinished, layout)
-
-    def taken(rows: np.ndarray) -> Iterator[np.ndarray]:
-        return (old_pixels[place] for place in places[rows])
+        _begin(target, size, wanted)
 
     def decoded(rows: np.ndarray) -> Iterator[np.ndarray]:
         images = pool.imap(partial(load_pixels, size=size), [paths[row] for row in rows])
@@ -260,8 +280,17 @@ def _complete(
         ThreadPool(max(1, workers)) as pool,
         stop_signal() as stopped,
     ):
-        for rows, images in ((~done & found, taken), (~done & ~found, decoded)):
-            _write_rows(handle, layout, np.flatnonzero(rows), images, wanted, advance, stopped)
+        for file in (target, *_put_aside(target)):
+            stamps, pixels = _saved(file, size)
+            places, found = _look_up(wanted, stamps)
+            taken = partial(_rows_at, pixels, places)
+            _write_rows(handle, layout, np.flatnonzero(~done & found), taken, wanted, advance, stopped)
+            done |= found
+        _write_rows(handle, layout, np.flatnonzero(~done), decoded, wanted, advance, stopped)
+
+
+def _rows_at(pixels: np.ndarray, places: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (pixels[place] for place in places[rows])
 
 
 def _write_rows(
@@ -373,6 +402,15 @@ def _command(split: Split, size: tuple[int, int]) -> str:
 
 def _unfinished(target: Path) -> Path:
     return target.with_suffix(".partial")
+
+
+def _aside(target: Path, number: int | str) -> Path:
+    """What an unfinished file is called while another takes its rows."""
+    return target.with_suffix(f".older{number}")
+
+
+def _put_aside(target: Path) -> list[Path]:
+    return sorted(target.parent.glob(_aside(target, "*").name))
 
 
 def _room(file: Path) -> int:
