@@ -11,7 +11,7 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from tiprctl.config import ObjectiveConfig, frozen
-from tiprctl.gradients import AtOnce
+from tiprctl.gradients import PROBED, AtOnce
 from tiprctl.models.encodings import Needs
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.base import Objective, ObjectiveOutput
@@ -89,7 +89,9 @@ CASES = {
     **{name: Case(given) for name, given in EACH.items()},
     **{f"{name}, uneven": Case(given, size=5) for name, given in (EACH | SEVERAL).items()},
     **{f"{name}, in parts": Case(given, size=5, parts=2) for name, given in (EACH | SEVERAL).items()},
-    # As the sampler `pairs` makes them: one process has a row, the other two, and neither has as many as parts.
+    # As the sampler `pairs` makes them: one process has a row, the other two.
+    "a row for one, two for the other": Case(EACH["sdm"] + EACH["tir"], size=3),
+    # Neither has as many as parts.
     "fewer rows than parts": Case(EACH["sdm"] + EACH["tir"], size=3, parts=3),
     "masked captions": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True),
     "masked captions, in parts": Case(tiny.objectives("sdm", "mlm"), size=5, masked=True, parts=2),
@@ -157,21 +159,29 @@ def test_nothing_is_gathered_that_no_objective_reads(names, expected, monkeypatc
 
 
 def take_two_stages(rank, folder):
-    """Steps with `itc`, without it, and with it again: which parameters have no gradient after each."""
-    with many.joined(rank, folder):
+    """Steps with `itc`, without it, and with it again: which parameters have no gradient after each, and what was seen.
+
+    Of each pass of the images' tower the number of rows is kept.
+    """
+    with many.joined(rank, folder), pytest.MonkeyPatch.context() as patch:
+        passes = tiny.tower_passes(patch)
         configs = (ObjectiveConfig(name="itc", stop=0.5), *tiny.objectives("sdm", "id"))
-        composition = Composition(tiny.encoder(), configs, identities=3)
-        share = Share.whole(6).split(many.PROCESSES)[rank]
+        composition = Composition(tiny.encoder(), configs, identities=5)
+        share = Share.whole(10).split(many.PROCESSES)[rank]
         gradients, left = AtOnce(composition, device=torch.device("cpu")), []
         for progress in (0.0, 0.2, 0.5, 0.7, 0.0):
             composition.zero_grad()
-            gradients(share.of(many.batch(Case(()))), progress, *(torch.Generator().manual_seed(0) for _ in range(2)))
+            gradients(
+                share.of(many.batch(Case((), size=10))), progress, *(torch.Generator().manual_seed(0) for _ in range(2))
+            )
             left.append([name for name, each in composition.named_parameters() if each.grad is None])
-        torch.save(left, folder / f"left{rank}.pt")
+        torch.save((left, [len(pixels) for pixels in passes["encode_image"]]), folder / f"left{rank}.pt")
 
 
 def test_what_takes_part_is_known_whenever_other_objectives_begin_and_nobody_is_warned(tmp_path, capfd):
     spawn(take_two_stages, (tmp_path,), nprocs=many.PROCESSES)
     for rank in range(many.PROCESSES):
-        assert torch.load(tmp_path / f"left{rank}.pt") == [[], [], *[["objectives.itc.log_scale"]] * 2, []]
+        left, rows = torch.load(tmp_path / f"left{rank}.pt")
+        assert left == [[], [], *[["objectives.itc.log_scale"]] * 2, []]
+        assert rows == [PROBED, 5, 5, PROBED, 5, 5, PROBED, 5]
     assert "find_unused_parameters" not in capfd.readouterr().err

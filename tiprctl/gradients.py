@@ -27,6 +27,10 @@ from tiprctl.precision import autocast
 from tiprctl.shares import Share
 
 
+PROBED = 2
+"""From how many rows of each share it is told, at most, which parameters take part in the losses."""
+
+
 class Gradients:
     """Leaves in the parameters of a composition the gradients of a batch's losses, averaged over the processes.
 
@@ -70,7 +74,8 @@ class Gradients:
 class AtOnce(Gradients):
     """The gradients of a batch by one pass forward and one backward.
 
-    In a job, which parameters take part is found whenever other objectives become active: by a forward pass of its own.
+    In a job, which parameters take part is found whenever other objectives become active: by a forward pass of its own,
+    of `PROBED` rows of each share at most, so that it takes little memory beside a step.
     """
 
     def __init__(self, composition: Composition, **given: Any):
@@ -93,7 +98,7 @@ class AtOnce(Gradients):
         if active == self._active:
             return
         self._active = active
-        some_unused = anyone(not self._takes_all(batch, progress))
+        some_unused = anyone(not self._takes_all(_probe(batch), progress))
         if some_unused != self._some_unused:
             self._some_unused = some_unused
             self.model = averaging(self.composition, some_unused=some_unused)
@@ -179,6 +184,13 @@ class InParts(Gradients):
                     [*(None for _ in roots), *(part.rows.of(each) for each in gradients.values())],
                 )
             yield forward.losses.detached()
+
+
+def _probe(batch: PairBatch) -> PairBatch:
+    """The first rows of a process's share, as the process's share of a small batch: equally many in every process."""
+    rows = min(PROBED, batch.share.total // processes())
+    share = Share.whole(rows * processes()).split(processes())[process()]
+    return replace(Share(0, rows, len(batch.share)).of(batch), share=share)
 
 
 @dataclass(frozen=True)
