@@ -90,6 +90,18 @@ def test_a_lack_of_memory_is_told_as_such_and_no_other_fault_is(monkeypatch, fau
     assert stderr_of("train", code=1).startswith(said)
 
 
+def test_a_lack_of_memory_that_torch_has_no_error_for_is_told_as_such(monkeypatch):
+    def exhausted(*_given):
+        import torch
+
+        torch.empty(2**50)
+
+    monkeypatch.setattr("tiprctl.data.manifest.find_manifest", exhausted)
+    told = stderr_of("train", code=1)
+    assert told.startswith("error: Out of memory: ")
+    assert "End what else runs" in told
+
+
 def test_what_the_library_logs_is_told_when_more_is_asked_for(capsys):
     log = logging.getLogger("tiprctl.data.anything")
     try:

@@ -339,6 +339,8 @@ def test_running_out_of_memory_is_told_wherever_it_happens(cuhk_manifest, tmp_pa
     [
         ("objectives.composition.Composition.to", "Out of memory at the start; "),
         ("descent.gradients_of", "Out of memory at the start; "),
+        ("data.decoding.DecodedImages.keep_if_small", "Out of memory at the start; "),
+        ("training.EvaluationData", "Out of memory at the start; "),
         ("training.evaluate", "Out of memory measuring epoch 1; "),
     ],
 )

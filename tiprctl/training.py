@@ -124,12 +124,13 @@ class Trainer:
         if self.leads:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RUN, self._description())
-        self.batches.images.keep_if_small()
+        with self._faults_told("at the start"):
+            self.batches.images.keep_if_small()
+            judge = self._judge()
         if self.batches.images.remark:
             self.listener.on_warning(self.batches.images.remark)
         if self.execution.deterministic:
             self.listener.on_note(REPEATABLE)
-        judge = self._judge()
         self.listener.on_start(
             config=self.config, folder=self.folder, epochs=self.epochs, steps=self.steps, done=self._steps_done()
         )

@@ -52,7 +52,8 @@ class Program(TyperGroup):
             raise
         except Exception as fault:
             if _lacks_memory(fault):
-                exhausted = TiprError(": ".join(filter(None, ["Out of memory", str(fault)])), remedy=MORE_MEMORY)
+                reason = str(fault).partition("\n")[0]
+                exhausted = TiprError(": ".join(filter(None, ["Out of memory", reason])), remedy=MORE_MEMORY)
                 render.last_error(exhausted)
                 raise typer.Exit(exhausted.exit_code) from fault
             if not _is_usage(fault):
@@ -142,7 +143,14 @@ def _name_origin(fault: Exception) -> None:
 def _lacks_memory(fault: Exception) -> bool:
     """Whether there was no memory left, also for loading a library; that has no error of its own."""
     unloaded = isinstance(fault, ImportError) and any(sign in str(fault) for sign in UNLOADED)
-    return unloaded or isinstance(fault, MemoryError)
+    if unloaded or isinstance(fault, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    # Imported only where torch is: what it calls a lack of memory can have come from nowhere else.
+    from tiprctl.execution import out_of_memory
+
+    return out_of_memory(fault)
 
 
 def _is_usage(fault: Exception) -> bool:
