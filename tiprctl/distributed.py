@@ -42,20 +42,6 @@ def first_makes(make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def reached(loss: Tensor) -> set[Tensor]:
-    """The leaves that the backward pass of a loss gives a gradient."""
-    leaves, seen, waiting = set(), set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(node.variable)
-        waiting.extend(following for following, _ in node.next_functions)
-    return leaves
-
-
 @contextmanager
 def first_goes_ahead() -> Iterator[None]:
     """The first process is through the block before the others begin it, so that they find what it wrote."""

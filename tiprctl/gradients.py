@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.data.samplers import check_parts
-from tiprctl.distributed import anyone, averaging, process, processes, reached, unaveraged
+from tiprctl.distributed import anyone, averaging, process, processes, unaveraged
 from tiprctl.models.encodings import (
     Encodings,
     Masks,
@@ -21,11 +21,10 @@ from tiprctl.models.encodings import (
     draw_masks,
     encode_masked,
 )
-from tiprctl.models.rows import joined
+from tiprctl.models.rows import concatenated
 from tiprctl.objectives.composition import Composition, Counts, Losses, Term
 from tiprctl.precision import autocast
 from tiprctl.shares import Share
-
 
 PROBED = 2
 """From how many rows of each share it is told, at most, which parameters take part in the losses."""
@@ -151,7 +150,7 @@ class InParts(Gradients):
         """The losses that look at the whole batch, and their gradients by the views whose tokens have one."""
         if all(term.by_row is not None for term in terms):
             return Losses.of(terms, {}), {}
-        leaves = _leaves(joined([self._plain(part, needs) for part in parts]))
+        leaves = _leaves(concatenated([self._plain(part, needs) for part in parts]))
         with self._forward(seed):
             losses = Losses.of(terms, self.composition.jointly(terms, leaves, batch))
         self.scale(losses.total).backward()
@@ -233,6 +232,20 @@ def gradients_of(composition: Composition, *, parts: int, rows: int, **given: An
         UsageError: there are more parts than rows, or fewer than one.
     """
     return AtOnce(composition, **given) if parts == 1 else InParts(composition, parts, rows=rows, **given)
+
+
+def reached(loss: Tensor) -> set[Tensor]:
+    """The leaves that the backward pass of a loss gives a gradient."""
+    leaves, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        waiting.extend(following for following, _ in node.next_functions)
+    return leaves
 
 
 def _leaves(encodings: Encodings) -> Encodings:

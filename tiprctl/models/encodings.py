@@ -129,7 +129,7 @@ class Masks:
     masked_ids: Tensor | None = None
     token_labels: Tensor | None = None
 
-    @property
+    @cached_property
     def hidden(self) -> Tensor | None:
         """The places (M,) of the tokens to be told, as in `Encodings`; on the host, where nobody waits for their count."""
         return None if self.token_labels is None else hidden_places(self.token_labels)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tiprctl.distributed import gather
 from tiprctl.models.encodings import Views, hidden_places
+from tiprctl.shares import Share
 
 
 class Gathered:
@@ -29,6 +30,8 @@ class Gathered:
         value = getattr(self._own, name)
         if isinstance(value, Tensor):
             value = gather(value, self._sizes)
+        elif isinstance(value, Share):
+            value = Share.whole(sum(self._sizes))
         elif is_dataclass(value):
             value = Gathered(value, self._sizes)
         setattr(self, name, value)
@@ -44,12 +47,12 @@ class GatheredEncodings(Gathered, Views):
         return hidden_places(self.token_labels)
 
 
-def joined(parts: Sequence[Any]) -> Any:
+def concatenated(parts: Sequence[Any]) -> Any:
     """The rows of several tensors, or dataclasses that hold them, in order; of anything else the first."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
     if is_dataclass(first) and not isinstance(first, type):
-        columns = {each.name: joined([getattr(part, each.name) for part in parts]) for each in fields(first)}
+        columns = {each.name: concatenated([getattr(part, each.name) for part in parts]) for each in fields(first)}
         return replace(first, **columns)
     return first
