@@ -15,7 +15,7 @@ from tiprctl.config import override
 from tiprctl.data import batches
 from tiprctl.errors import TrainingError
 from tiprctl.execution import CUBLAS_WORKSPACE, Execution, faults_told, memory_savers, out_of_memory, repeatable
-from tiprctl.models.clip import Block, Transformer
+from tiprctl.models.clip import Block, Transformer, run_block
 from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from tiprctl.objectives.composition import Composition
 from tiprctl.progress import Listener
@@ -205,6 +205,22 @@ def test_the_user_is_told_once_why_nothing_is_compiled(cuhk_manifest, tmp_path, 
     assert "--compile" in told.texts[0]
     assert "no compiler" in told.texts[0]
     assert "C++ compiler" in told.texts[0]
+
+
+def test_blocks_that_another_process_cannot_compile_are_compiled_nowhere(cuhk_manifest, tmp_path, monkeypatch):
+    def compiled(composition, on_failure):
+        for stack in filter(lambda module: isinstance(module, Transformer), composition.modules()):
+            stack.runner = None
+
+    monkeypatch.setattr("tiprctl.descent.compile_blocks", compiled)
+    monkeypatch.setattr("tiprctl.training.anyone", lambda says: True)
+    told = Told()
+    training = trainer(cuhk_manifest, tmp_path, told, Execution(compile=True))
+    stacks = [module for module in training.composition.modules() if isinstance(module, Transformer)]
+    assert stacks
+    assert all(stack.runner is run_block for stack in stacks)
+    assert len(told.texts) == 1
+    assert "in another process" in told.texts[0]
 
 
 def test_a_deterministic_training_is_so_where_it_compiles_and_at_each_step(cuhk_manifest, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ from tiprctl.errors import InputError, TrainingError, UsageError
 from tiprctl.evaluation import EvaluationData, evaluate
 from tiprctl.execution import Execution, faults_told, memory_savers, repeatable
 from tiprctl.interrupt import StopFlag, stop_signal
+from tiprctl.models.compilation import run_uncompiled
 from tiprctl.models.embedder import Embedder
 from tiprctl.objectives.composition import Composition, Losses
 from tiprctl.optimisation import schedule_factor
@@ -109,8 +110,10 @@ class Trainer:
         self.steps = whole_steps(config.epochs, self.batches.steps)
         self.epochs = math.ceil(self.steps / self.batches.steps)
         state = self._restore() if self.begun else None
+        self._uncompiled = False
         with self._faults_told("at the start"):
             self.descent = self._descent()
+            self._compile_everywhere_or_nowhere()
             if state:
                 self.descent.load_state(*state)
 
@@ -210,10 +213,18 @@ class Trainer:
 
     def _go_on_uncompiled(self, reason: str) -> None:
         """Say why the blocks are not compiled, and what to do about it."""
+        self._uncompiled = True
         wanted = "Triton" if self.device.type == "cuda" else "a C++ compiler (g++, or the one that CXX names)"
         self.listener.on_warning(
             f"--compile: the training goes on without, since the compiler failed ({reason}). It needs {wanted}."
         )
+
+    def _compile_everywhere_or_nowhere(self) -> None:
+        """Run the blocks as they are where any process cannot compile them: the first one alone can tell of it."""
+        if self.execution.compile and anyone(self._uncompiled):
+            run_uncompiled(self.composition)
+            if not self._uncompiled:
+                self._go_on_uncompiled("in another process")
 
     def _judge(self) -> EvaluationData | None:
         if self.selected_on == "last":

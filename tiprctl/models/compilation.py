@@ -46,6 +46,12 @@ def compile_blocks(model: nn.Module, on_failure: Callable[[str], object]) -> Non
         runner.probe(stack.resblocks[0], causal=stack.causal)
 
 
+def run_uncompiled(model: nn.Module) -> None:
+    """Have all stacks of blocks in `model` run their blocks as they are, though they may have been compiled."""
+    for stack in _stacks(model):
+        stack.runner = run_block
+
+
 def _stacks(model: nn.Module) -> list[Transformer]:
     return [module for module in model.modules() if isinstance(module, Transformer)]
 
