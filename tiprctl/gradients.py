@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -30,6 +29,15 @@ PROBED = 2
 """From how many rows of each share it is told, at most, which parameters take part in the losses."""
 
 
+Scale = Callable[[Tensor], Tensor]
+"""What a loss goes through before its gradients are taken."""
+
+
+def unscaled(loss: Tensor) -> Tensor:
+    """The loss as it is."""
+    return loss
+
+
 class Gradients:
     """Leaves in the parameters of a composition the gradients of a batch's losses, averaged over the processes.
 
@@ -46,7 +54,7 @@ class Gradients:
         *,
         device: torch.device,
         dtype: torch.dtype | None = None,
-        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+        scale: Scale = unscaled,
     ):
         self.composition = composition
         self.device = device
@@ -77,8 +85,15 @@ class AtOnce(Gradients):
     of `PROBED` rows of each share at most, so that it takes little memory beside a step.
     """
 
-    def __init__(self, composition: Composition, **given: Any):
-        super().__init__(composition, **given)
+    def __init__(
+        self,
+        composition: Composition,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        scale: Scale = unscaled,
+    ):
+        super().__init__(composition, device=device, dtype=dtype, scale=scale)
         self.model: nn.Module = composition
         self._active: Sequence[ObjectiveConfig] | None = None
         self._some_unused: bool | None = None
@@ -125,10 +140,19 @@ class InParts(Gradients):
         UsageError: there are more parts than rows, or fewer than one.
     """
 
-    def __init__(self, composition: Composition, parts: int, *, rows: int, **given: Any):
+    def __init__(
+        self,
+        composition: Composition,
+        parts: int,
+        *,
+        rows: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        scale: Scale = unscaled,
+    ):
         check_parts(parts, rows)
         self.parts = parts
-        super().__init__(composition, **given)
+        super().__init__(composition, device=device, dtype=dtype, scale=scale)
         # What the losses of the whole batch alone have reached has no part in the passes of the parts.
         self.model = averaging(_PartPass(composition), some_unused=True)
 
@@ -225,13 +249,23 @@ class _PartPass(nn.Module):
         return _PartForward(Losses.of(terms, outputs), [encodings.plain[view].values for view in views])
 
 
-def gradients_of(composition: Composition, *, parts: int, rows: int, **given: Any) -> Gradients:
-    """The gradients of a process's `rows` of a batch, at once or in `parts`; see `Gradients` for what else is given.
+def gradients_of(
+    composition: Composition,
+    *,
+    parts: int,
+    rows: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    scale: Scale = unscaled,
+) -> Gradients:
+    """The gradients of a process's `rows` of a batch, at once or in `parts`; see `Gradients` for the rest.
 
     Raises:
         UsageError: there are more parts than rows, or fewer than one.
     """
-    return AtOnce(composition, **given) if parts == 1 else InParts(composition, parts, rows=rows, **given)
+    if parts == 1:
+        return AtOnce(composition, device=device, dtype=dtype, scale=scale)
+    return InParts(composition, parts, rows=rows, device=device, dtype=dtype, scale=scale)
 
 
 def reached(loss: Tensor) -> set[Tensor]:
