@@ -16,7 +16,7 @@ from tiprctl.models.encodings import Needs
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.base import Objective, ObjectiveOutput
 from tiprctl.objectives.composition import Composition
-from tiprctl.recipes import RECIPES
+from tiprctl.recipes import RECIPES, find_recipe
 from tiprctl.shares import Share
 
 
@@ -83,6 +83,7 @@ OWN = (Spread, WordCount, Darkness)
 EACH = {name: tiny.objectives(name) for name in OBJECTIVES}
 SEVERAL = {
     **{f"recipe {name}": recipe.objectives for name, recipe in RECIPES.items()},
+    "phases": find_recipe("sen", "synth-pedes").objectives,
     "own": tiny.objectives("spread", "words", "dark"),
 }
 CASES = {
@@ -127,7 +128,7 @@ def averaged(*outcomes):
 
 @pytest.mark.parametrize("parts", ["uneven", "in parts"])
 def test_what_no_objective_reads_any_more_has_no_gradient(outcomes, parts):
-    left = outcomes[0][f"recipe synth, {parts}"].gradients
+    left = outcomes[0][f"phases, {parts}"].gradients
     assert [name for name, gradient in left.items() if gradient is None] == ["objectives.itc.log_scale"]
 
 
