@@ -213,7 +213,7 @@ LEVERS = {"compile": False, "checkpoint_blocks": True, "accumulate": 2, "determi
 def unfinished(home):
     """A training of one epoch that the result alone is missing of; carried out as in `LEVERS`."""
     flags = ("--checkpoint-blocks", "--accumulate", "2", "--deterministic")
-    run("train", *MINIATURE, "--output", "runs/a", *flags)
+    run("train", *MINIATURE, "--amp", "off", "--output", "runs/a", *flags)
     (home / "runs/a/result.json").unlink()
     return home / "runs/a"
 

@@ -19,7 +19,7 @@ from tiprctl.errors import InputError
 from tiprctl.training import Trainer
 
 MINIATURE = ["--model", "tiny", "--pretrained", "none", "--recipe", "synth", "--epochs", "2", "--batch-size", "4"]
-TRAIN = ["train", *MINIATURE, "--set", "model.image_size=[16,8]", "--device", "cpu"]
+TRAIN = ["train", *MINIATURE, "--amp", "off", "--set", "model.image_size=[16,8]", "--device", "cpu"]
 STEPS = 4
 """Steps of an epoch of the miniature."""
 
@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_does_and_speak_with_one_voice():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_gpus_train_and_evaluate_as_one_process_does():
     without_device = TRAIN[: TRAIN.index("--device")]
-    done = torchrun(*without_device, "--set", "amp=off", "--output", "runs/gpus")
+    done = torchrun(*without_device, "--output", "runs/gpus")
     assert done.returncode == 0, done.stderr
     for one, two in zip(losses("runs/one"), losses("runs/gpus"), strict=True):
         assert two == pytest.approx(one, rel=1e-2)
