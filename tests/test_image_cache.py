@@ -317,11 +317,8 @@ def test_ctrl_c_saves_what_is_done(cuhk_manifest, decoded, monkeypatch):
 
 
 def test_ctrl_c_before_the_first_image_says_that_none_is_kept(cuhk_manifest):
-    def stopped(total, done):
-        raise KeyboardInterrupt
-
     with pytest.raises(CachingInterrupted, match="0 of 16 images"):
-        cache_images(cuhk_manifest, SIZE, progress=stopped)
+        cache_images(cuhk_manifest, SIZE, progress=interrupt)
 
 
 def test_a_killed_run_is_taken_up_from_its_last_save(cuhk_manifest, decoded, monkeypatch):
@@ -352,6 +349,30 @@ def test_an_unfinished_cache_of_another_manifest_gives_its_rows(cuhk_manifest, f
     assert decoded == []
     cache_images(cuhk_manifest, SIZE)
     assert file.read_bytes() == content
+
+
+def test_pixels_newer_than_their_stamp_are_not_trusted(cuhk_manifest, file, decoded, monkeypatch):
+    """A kill before the stamp of an image that changed, which comes back later as it was, with its old time."""
+    file.rename(file.with_suffix(".partial"))
+    path = cuhk_manifest.split("train").image_paths[3]
+    before = shutil.copy2(path, cuhk_manifest.root / "before")
+    original = image_cache._write_at
+
+    def killed_before_a_stamp(handle, place, values):
+        if not values.ndim:
+            raise SystemExit
+        original(handle, place, values)
+
+    change(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "_write_at", killed_before_a_stamp)
+        with pytest.raises(SystemExit):
+            cache_images(cuhk_manifest, SIZE)
+    assert decoded == [path.name]
+    shutil.move(before, path)
+    cache_images(cuhk_manifest, SIZE)
+    assert decoded == [path.name] * 2
+    assert_whole(cuhk_manifest)
 
 
 def few_of(manifest, left_out: list[str]):
@@ -402,6 +423,33 @@ def test_rows_that_moved_in_an_unfinished_cache_are_taken_along(cuhk_manifest, d
     cache_images(moved, SIZE)
     assert decoded == ["new.png", *(Path(path).name for path in paths[10:])]
     assert_whole(moved)
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_what_is_kept_counts_the_rows_that_are_put_aside(cuhk_manifest, monkeypatch):
+    broken_at(9, cuhk_manifest)
+    few = few_of(cuhk_manifest, cuhk_manifest.captions["path"].unique()[9:10].tolist())
+    with pytest.raises(CachingInterrupted, match="9 of 15 images are decoded and kept"):
+        cache_images(few, SIZE, progress=interrupt)
+    monkeypatch.setattr(image_cache, "_SAVE_EVERY", 4)
+
+    @contextmanager
+    def stopped(total, done):
+        yield lambda count: os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(CachingInterrupted, match="9 of 15 images are decoded and kept") as caught:
+        cache_images(few, SIZE, progress=stopped)
+    assert (caught.value.kept, caught.value.total) == (9, 15)
+    assert [path.suffix for path in sorted(few.root.glob("pixels*"))] == [".older1", ".partial"]
+
+
+def test_what_is_kept_counts_the_rows_of_an_older_cache(cuhk_manifest, file):
+    change(cuhk_manifest.split("train").image_paths[3])
+    with pytest.raises(CachingInterrupted, match="15 of 16 images are decoded and kept"):
+        cache_images(cuhk_manifest, SIZE, progress=interrupt)
 
 
 @pytest.mark.parametrize("moment", ["put aside", "rows taken", "made whole"])
@@ -494,14 +542,14 @@ def test_the_other_caches_are_named_with_their_room(cuhk_manifest, file):
 def test_a_disk_that_fills_up_is_named_and_the_work_goes_on_later(cuhk_manifest, decoded, monkeypatch):
     original, calls = image_cache._write_at, []
 
-    def full_after_seven(handle, place, values):
+    def full_after_eight(handle, place, values):
         calls.append(place)
-        if len(calls) == 7:
+        if len(calls) == 8:
             raise OSError(28, "No space left on device")
         original(handle, place, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "_write_at", full_after_seven)
+        patch.setattr(image_cache, "_write_at", full_after_eight)
         with pytest.raises(InputError, match="No space left on device") as caught:
             cache_images(cuhk_manifest, SIZE)
     assert caught.value.where == str(cache_file(cuhk_manifest.root, SIZE).with_suffix(".partial"))

@@ -131,7 +131,7 @@ def cache_images(
             try:
                 _complete(target, size, paths, wanted, workers, progress)
             except KeyboardInterrupt as interrupt:
-                raise CachingInterrupted(np.count_nonzero(_done(unfinished, size, wanted)), len(paths)) from interrupt
+                raise CachingInterrupted(_count_kept(target, size, wanted), len(paths)) from interrupt
             unfinished.replace(target)
             for file in _put_aside(target):
                 file.unlink()
@@ -242,6 +242,12 @@ def _done(unfinished: Path, size: tuple[int, int], wanted: np.ndarray) -> np.nda
     return found if fits else np.zeros(len(wanted), bool)
 
 
+def _count_kept(target: Path, size: tuple[int, int], wanted: np.ndarray) -> int:
+    """How many wanted images the next run need not decode, since some file has them."""
+    files = (_unfinished(target), target, *_put_aside(target))
+    return np.count_nonzero(sum(_look_up(wanted, _saved(file, size)[0])[1] for file in files))
+
+
 def _begin(target: Path, size: tuple[int, int], wanted: np.ndarray) -> None:
     """An unfinished file in which nothing is saved yet; what is not written takes no room on most disks.
 
@@ -253,6 +259,12 @@ def _begin(target: Path, size: tuple[int, int], wanted: np.ndarray) -> None:
     with unfinished.open("wb") as handle:
         handle.write(layout.head)
         handle.truncate(layout.bytes)
+
+
+def _go_on(handle: BinaryIO, layout: _Layout, stamps: np.ndarray, done: np.ndarray) -> None:
+    """Empty the stamps of the rows that will be written: none may stand over the pixels of another image."""
+    _write_at(handle, layout.stamps_at, stamps * done)
+    _flush(handle)
 
 
 def _complete(
@@ -280,6 +292,7 @@ def _complete(
         ThreadPool(max(1, workers)) as pool,
         stop_signal() as stopped,
     ):
+        _go_on(handle, layout, wanted, done)
         for file in (target, *_put_aside(target)):
             stamps, pixels = _saved(file, size)
             places, found = _look_up(wanted, stamps)
