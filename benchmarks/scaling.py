@@ -180,9 +180,9 @@ def traffic(model: str, recipe: str) -> Traffic:
     composition = shallow(model, recipe)
     batch = full_batch(composition.encoder.clip.config, recipe)
     own = encode_batch(composition.encoder, batch, composition.needs(0), Generator().manual_seed(0))
-    wholes = GatheredEncodings(own, [len(batch.share)]), Gathered(batch, [len(batch.share)])
+    wholes = GatheredEncodings(own, len(batch.share)), Gathered(batch, len(batch.share))
     for term in composition.terms(0):
-        if term.by_row is None:
+        if term.count is None:
             term.loss(*wholes)
     read = [tensor for whole in wholes for tensor in gathered_in(whole)]
     size, floats = (

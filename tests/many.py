@@ -14,12 +14,11 @@ from torch import Generator, Tensor
 from torch.multiprocessing import spawn
 
 from tiprctl.config import ObjectiveConfig
-from tiprctl.distributed import process, processes
-from tiprctl.gradients import gradients_of
+from tiprctl.distributed import own_share
+from tiprctl.gradients import Passes, gradients_of
 from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.objectives.base import Objective
 from tiprctl.objectives.composition import Composition
-from tiprctl.shares import Share
 
 PROCESSES = 2
 
@@ -50,8 +49,8 @@ def take_step(case: Case) -> Outcome:
     heads = {find_objective(config.name).needs_head for config in case.objectives} - {None}
     encoder = tiny.encoder(head=heads.pop() if heads else "global")
     composition = Composition(encoder, case.objectives, identities=3)
-    share = Share.whole(case.size).split(processes())[process()]
-    gradients = gradients_of(composition, parts=case.parts, rows=case.size, device=torch.device("cpu"))
+    share = own_share(case.size)
+    gradients = gradients_of(composition, Passes(device=torch.device("cpu")), parts=case.parts, rows=case.size)
     losses = gradients(share.of(batch(case)), 0.5, _generator(0), _generator(1))
     return Outcome(
         losses.total.detach(),

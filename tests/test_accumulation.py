@@ -9,7 +9,7 @@ from torch import Generator
 
 from tiprctl.errors import UsageError
 from tiprctl.execution import Execution
-from tiprctl.gradients import AtOnce, InParts
+from tiprctl.gradients import AtOnce, InParts, Passes
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.composition import Composition
@@ -50,16 +50,18 @@ def test_captions_that_came_masked_stay_so():
 
 def test_a_scaled_loss_scales_all_gradients():
     scaled, plain = compose("sdm", "tir"), compose("sdm", "tir")
-    InParts(scaled, 2, rows=6, device=CPU, scale=lambda loss: 1024 * loss)(tiny.batch(), 0.0, *generators())
-    InParts(plain, 2, rows=6, device=CPU)(tiny.batch(), 0.0, *generators())
+    InParts(scaled, Passes(device=CPU, scale=lambda loss: 1024 * loss), parts=2, rows=6)(
+        tiny.batch(), 0.0, *generators()
+    )
+    InParts(plain, Passes(device=CPU), parts=2, rows=6)(tiny.batch(), 0.0, *generators())
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(gradients(scaled)[name], 1024 * gradient, rtol=1e-5, atol=1e-2)
 
 
 def test_mixed_precision_keeps_the_gradients_of_the_towers():
     whole, divided = compose("sdm", "id", "mlm"), compose("sdm", "id", "mlm")
-    AtOnce(whole, device=CPU, dtype=torch.bfloat16)(tiny.batch(), 0.0, *generators())
-    InParts(divided, 2, rows=6, device=CPU, dtype=torch.bfloat16)(tiny.batch(), 0.0, *generators())
+    AtOnce(whole, Passes(device=CPU, dtype=torch.bfloat16))(tiny.batch(), 0.0, *generators())
+    InParts(divided, Passes(device=CPU, dtype=torch.bfloat16), parts=2, rows=6)(tiny.batch(), 0.0, *generators())
     for name, gradient in gradients(whole).items():
         assert gradient.dtype == torch.float32
         difference = (gradients(divided)[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
@@ -68,14 +70,14 @@ def test_mixed_precision_keeps_the_gradients_of_the_towers():
 
 def test_plain_views_are_encoded_twice_and_masked_ones_once_a_part_at_a_time(monkeypatch):
     composition, passes = compose("sdm", "tir", "mlm"), tiny.tower_passes(monkeypatch)
-    InParts(composition, 2, rows=6, device=CPU)(tiny.batch(), 0.0, *generators())
+    InParts(composition, Passes(device=CPU), parts=2, rows=6)(tiny.batch(), 0.0, *generators())
     sizes = {name: [len(given) for given in inputs] for name, inputs in passes.items()}
     assert sizes == {"encode_image": [3] * 6, "encode_text": [3] * 6}
 
 
 def test_what_needs_no_other_rows_is_encoded_once(monkeypatch):
     composition, passes = compose("tir"), tiny.tower_passes(monkeypatch)
-    InParts(composition, 3, rows=6, device=CPU)(tiny.batch(), 0.0, *generators())
+    InParts(composition, Passes(device=CPU), parts=3, rows=6)(tiny.batch(), 0.0, *generators())
     assert [len(given) for given in passes["encode_text"]] == [2, 2, 2]
 
 
@@ -97,7 +99,7 @@ def test_both_passes_draw_the_same_dropout_and_parts_and_steps_differ():
     encoder = Dropping(tiny.encoder().clip)
     batch = tiny.batch()
     batch.token_ids[3:] = batch.token_ids[:3]
-    divided = InParts(compose("sdm", "mlm", encoder=encoder), 2, rows=6, device=CPU)
+    divided = InParts(compose("sdm", "mlm", encoder=encoder), Passes(device=CPU), parts=2, rows=6)
     before = torch.get_rng_state()
     divided(batch, 0.0, *generators())
     first, second, first_again, second_again = encoder.read_so_far
@@ -110,7 +112,7 @@ def test_both_passes_draw_the_same_dropout_and_parts_and_steps_differ():
 
 def test_gradients_add_to_what_is_there():
     composition = compose("sdm", "tir")
-    step = InParts(composition, 2, rows=6, device=CPU)
+    step = InParts(composition, Passes(device=CPU), parts=2, rows=6)
     step(tiny.batch(), 0.0, *generators())
     once = {name: gradient.clone() for name, gradient in gradients(composition).items()}
     step(tiny.batch(), 0.0, *generators())
@@ -121,7 +123,7 @@ def test_gradients_add_to_what_is_there():
 @pytest.mark.parametrize("parts", [0, 7])
 def test_more_parts_than_rows_are_refused_with_what_to_choose(parts):
     with pytest.raises(UsageError) as raised:
-        InParts(compose("sdm"), parts, rows=6, device=CPU)
+        InParts(compose("sdm"), Passes(device=CPU), parts=parts, rows=6)
     message = str(raised.value)
     assert f"6 rows of a batch cannot be taken in {parts} parts" in message
     assert "--accumulate" in message and "from 1 to 6" in message

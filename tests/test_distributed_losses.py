@@ -11,7 +11,7 @@ from torch import nn
 from torch.multiprocessing import spawn
 
 from tiprctl.config import ObjectiveConfig, frozen
-from tiprctl.gradients import PROBED, AtOnce
+from tiprctl.gradients import PROBED, AtOnce, Passes
 from tiprctl.models.encodings import Needs
 from tiprctl.objectives import OBJECTIVES
 from tiprctl.objectives.base import Objective, ObjectiveOutput
@@ -50,7 +50,7 @@ class WordCount(Objective):
         return Needs(prompts=True, text_tokens=True)
 
     def count(self, masks, batch):
-        return (batch.token_ids > 0).sum()
+        return int((batch.token_ids > 0).sum())
 
     def forward(self, enc, batch):
         words = batch.token_ids > 0
@@ -169,7 +169,7 @@ def take_two_stages(rank, folder):
         configs = (ObjectiveConfig(name="itc", stop=0.5), *tiny.objectives("sdm", "id"))
         composition = Composition(tiny.encoder(), configs, identities=5)
         share = Share.whole(10).split(many.PROCESSES)[rank]
-        gradients, left = AtOnce(composition, device=torch.device("cpu")), []
+        gradients, left = AtOnce(composition, Passes(device=torch.device("cpu"))), []
         for progress in (0.0, 0.2, 0.5, 0.7, 0.0):
             composition.zero_grad()
             gradients(

@@ -24,7 +24,7 @@ def test_a_loss_that_nothing_learns_from_reaches_nothing():
 def test_a_gathered_batch_is_the_whole_of_it():
     batch = tiny.batch(3)
     batch.share = Share(0, 3, 5)
-    assert Gathered(batch, [3, 2]).share == Share.whole(5)
+    assert Gathered(batch, 5).share == Share.whole(5)
 
 
 def test_the_hidden_places_are_looked_for_once():

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from tiprctl.config import OptimConfig
 from tiprctl.execution import Execution, repeatable
-from tiprctl.gradients import gradients_of
+from tiprctl.gradients import Passes, gradients_of
 from tiprctl.models.compilation import checkpoint_blocks, compile_blocks
 from tiprctl.models.encodings import PairBatch
 from tiprctl.objectives.composition import Composition, Losses
@@ -51,9 +51,8 @@ class Descent:
             # Compiled for what the steps will find: where these differ, all is compiled again.
             with repeatable(execution.deterministic), autocast(device, dtype):
                 compile_blocks(composition, on_uncompiled)
-        self.gradients = gradients_of(
-            composition, parts=execution.accumulate, rows=rows, device=device, dtype=dtype, scale=self.scaler.scale
-        )
+        passes = Passes(device=device, dtype=dtype, scale=self.scaler.scale)
+        self.gradients = gradients_of(composition, passes, parts=execution.accumulate, rows=rows)
 
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
         """Descend once, and tell the losses before; see `Gradients` for the arguments."""

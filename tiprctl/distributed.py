@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tiprctl.shares import Share
+
 Made = TypeVar("Made")
 
 
@@ -27,11 +29,7 @@ def process() -> int:
 
 def anyone(says: bool) -> bool:
     """Whether any process says so; all get the same answer, after all have asked."""
-    if processes() == 1:
-        return says
-    count = torch.tensor(int(says))
-    dist.all_reduce(count)
-    return bool(count)
+    return bool(add_up([int(says)])[0])
 
 
 def first_makes(make: Callable[[], Made]) -> Made:
@@ -52,11 +50,26 @@ def first_goes_ahead() -> Iterator[None]:
         anyone(False)
 
 
-def gather(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The rows `(sum of sizes, ...)` of all processes in their order, of which each has so many; gradients go back."""
-    if len(sizes) == 1:
+def own_share(total: int) -> Share:
+    """Which of so many rows are this process's."""
+    return _shares(total)[process()]
+
+
+def gather(rows: Tensor, total: int) -> Tensor:
+    """The rows `(total, ...)` of all processes in their order, of which each has its `own_share`; gradients go back."""
+    if processes() == 1:
         return rows
-    return _Rows.apply(rows, tuple(sizes)) if rows.is_floating_point() else _gathered(rows, sizes)
+    sizes = tuple(len(share) for share in _shares(total))
+    return _Rows.apply(rows, sizes) if rows.is_floating_point() else _gathered(rows, sizes)
+
+
+def add_up(numbers: Sequence[int]) -> list[int]:
+    """The sum of each number over all processes; no device waits for it."""
+    if processes() == 1 or not numbers:
+        return list(numbers)
+    sums = torch.tensor(numbers)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def total(value: Tensor) -> Tensor:
@@ -89,6 +102,10 @@ def averaging(module: nn.Module, *, some_unused: bool) -> nn.Module:
 def unaveraged(module: nn.Module, *, when: bool) -> AbstractContextManager:
     """Within the block a module of `averaging` keeps to its own gradients; what follows averages them with its own."""
     return module.no_sync() if when and isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _shares(total: int) -> list[Share]:
+    return Share.whole(total).split(processes())
 
 
 class _Total(torch.autograd.Function):

@@ -15,13 +15,12 @@ from tiprctl.config import to_dict
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Split
 from tiprctl.data.token_cache import TokenCache
-from tiprctl.distributed import first_goes_ahead, first_makes, gather, process, processes
+from tiprctl.distributed import first_goes_ahead, first_makes, gather, own_share, processes
 from tiprctl.meter import Meter, unseen
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
 from tiprctl.models.embedder import Embedder, Origin, over_captions
 from tiprctl.recipes import FIGURES
 from tiprctl.reranking import Reranking, rerank
-from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer
 
 IMAGE_BATCH = 128
@@ -88,8 +87,8 @@ class EvaluationData:
         self.split = split
         self.images = DecodedImages.of(split, image_size, workers=workers)
         self._token_ids: dict[Tokenizer, Tensor] = {}
-        self._own_images = own = _own(len(self.images))
-        self._own_captions = _own(len(split.captions))
+        self._own_images = own = own_share(len(self.images))
+        self._own_captions = own_share(len(split.captions))
         self._mine = self.images if processes() == 1 else self.images.part(slice(own.start, own.stop))
 
     @property
@@ -108,9 +107,7 @@ class EvaluationData:
             token_ids = self._own_captions.of(self.token_ids(embedder.tokenizer))
         text = over_captions(embedder.text_features, token_ids, on_items)
         with torch.inference_mode():
-            return SplitFeatures(
-                gather(torch.cat(image), _sizes(len(self.images))), gather(text, _sizes(len(self.split.captions)))
-            )
+            return SplitFeatures(gather(torch.cat(image), len(self.images)), gather(text, len(self.split.captions)))
 
     def token_ids(self, tokenizer: Tokenizer) -> Tensor:
         """The captions as `tokenizer` cuts them, `(C, L)`, kept for the next time that it is asked for them."""
@@ -134,22 +131,11 @@ def rerank_shared(
 
     Raises as `tiprctl.reranking.rerank`.
     """
-    own, captions = _own(len(data.split.captions)), data.split.captions
+    own, captions = own_share(len(data.split.captions)), data.split.captions
     best, _ = top_ranks(own.of(features.text), features.image, first)
     mine = rerank(embedder, captions[own.start : own.stop], data.images, best, progress=progress)
-    sizes = _sizes(len(captions))
-    indices = gather(mine.indices, sizes)
-    return replace(mine, indices=indices, scores=gather(mine.scores, sizes), images=len(indices.unique()))
-
-
-def _own(rows: int) -> Share:
-    """Which of so many images or captions are this process's."""
-    return Share.whole(rows).split(processes())[process()]
-
-
-def _sizes(rows: int) -> list[int]:
-    """How many of them each process has."""
-    return [len(share) for share in Share.whole(rows).split(processes())]
+    indices, scores = (gather(each, len(captions)) for each in (mine.indices, mine.scores))
+    return replace(mine, indices=indices, scores=scores, images=len(indices.unique()))
 
 
 def score(features: SplitFeatures, split: Split) -> Evaluation:

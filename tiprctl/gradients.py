@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from tiprctl.config import ObjectiveConfig
 from tiprctl.data.samplers import check_parts
-from tiprctl.distributed import anyone, averaging, process, processes, unaveraged
+from tiprctl.distributed import anyone, averaging, own_share, process, processes, unaveraged
 from tiprctl.models.encodings import (
     Encodings,
     Masks,
@@ -29,38 +30,41 @@ PROBED = 2
 """From how many rows of each share it is told, at most, which parameters take part in the losses."""
 
 
-Scale = Callable[[Tensor], Tensor]
-"""What a loss goes through before its gradients are taken."""
-
-
 def unscaled(loss: Tensor) -> Tensor:
     """The loss as it is."""
     return loss
 
 
-class Gradients:
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How passes are taken.
+
+    `dtype` is what autocast computes the forward ones in, None: float32; a loss goes through `scale` before its
+    gradients are taken, as by a `GradScaler`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    scale: Callable[[Tensor], Tensor] = unscaled
+
+    @contextmanager
+    def forward(self, seed: int) -> Iterator[None]:
+        """Within the block operations are cast, and dropout starts from `seed`."""
+        with autocast(self.device, self.dtype), _dropout_from(seed, self.device):
+            yield
+
+
+class Gradients(ABC):
     """Leaves in the parameters of a composition the gradients of a batch's losses, averaged over the processes.
 
     Losses and gradients are those of the whole batch, of which each process has its share.
-
-    Args:
-        dtype: what autocast computes the forward passes in; None: float32.
-        scale: what a loss goes through before its gradients are taken, as by a `GradScaler`.
     """
 
-    def __init__(
-        self,
-        composition: Composition,
-        *,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        scale: Scale = unscaled,
-    ):
+    def __init__(self, composition: Composition, passes: Passes):
         self.composition = composition
-        self.device = device
-        self.dtype = dtype
-        self.scale = scale
+        self.passes = passes
 
+    @abstractmethod
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
         """Add the gradients of a batch to what the parameters hold.
 
@@ -69,13 +73,6 @@ class Gradients:
             masks: what the objectives' masks are drawn from, in the same state in all processes.
             dropout: whose seed, together with the process, dropout starts from.
         """
-        raise NotImplementedError
-
-    @contextmanager
-    def _forward(self, seed: int) -> Iterator[None]:
-        """Within the block operations are cast, and dropout starts from `seed`."""
-        with autocast(self.device, self.dtype), _dropout_from(seed, self.device):
-            yield
 
 
 class AtOnce(Gradients):
@@ -85,15 +82,8 @@ class AtOnce(Gradients):
     of `PROBED` rows of each share at most, so that it takes little memory beside a step.
     """
 
-    def __init__(
-        self,
-        composition: Composition,
-        *,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        scale: Scale = unscaled,
-    ):
-        super().__init__(composition, device=device, dtype=dtype, scale=scale)
+    def __init__(self, composition: Composition, passes: Passes):
+        super().__init__(composition, passes)
         self.model: nn.Module = composition
         self._active: Sequence[ObjectiveConfig] | None = None
         self._some_unused: bool | None = None
@@ -101,9 +91,9 @@ class AtOnce(Gradients):
     def __call__(self, batch: PairBatch, progress: float, masks: Generator, dropout: Generator) -> Losses:
         if processes() > 1:
             self._average(batch, progress)
-        with self._forward(dropout.initial_seed() + process()):
+        with self.passes.forward(dropout.initial_seed() + process()):
             losses = self.model(batch, progress, masks)
-        self.scale(losses.total).backward()
+        self.passes.scale(losses.total).backward()
         return losses
 
     def _average(self, batch: PairBatch, progress: float) -> None:
@@ -122,7 +112,7 @@ class AtOnce(Gradients):
         learning = {each for each in self.composition.parameters() if each.requires_grad}
         trained = self.composition.training
         self.composition.eval()
-        with self._forward(seed=0):
+        with self.passes.forward(seed=0):
             losses = self.composition(batch, progress, torch.Generator().manual_seed(0))
         self.composition.train(trained)
         return learning <= reached(losses.total)
@@ -140,19 +130,10 @@ class InParts(Gradients):
         UsageError: there are more parts than rows, or fewer than one.
     """
 
-    def __init__(
-        self,
-        composition: Composition,
-        parts: int,
-        *,
-        rows: int,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-        scale: Scale = unscaled,
-    ):
+    def __init__(self, composition: Composition, passes: Passes, *, parts: int, rows: int):
         check_parts(parts, rows)
+        super().__init__(composition, passes)
         self.parts = parts
-        super().__init__(composition, device=device, dtype=dtype, scale=scale)
         # What the losses of the whole batch alone have reached has no part in the passes of the parts.
         self.model = averaging(_PartPass(composition), some_unused=True)
 
@@ -172,19 +153,19 @@ class InParts(Gradients):
         self, batch: PairBatch, parts: Sequence[_Part], needs: Needs, terms: Sequence[Term], seed: int
     ) -> tuple[Losses, dict[str, Tensor]]:
         """The losses that look at the whole batch, and their gradients by the views whose tokens have one."""
-        if all(term.by_row is not None for term in terms):
+        if all(term.count is not None for term in terms):
             return Losses.of(terms, {}), {}
         leaves = _leaves(concatenated([self._plain(part, needs) for part in parts]))
-        with self._forward(seed):
+        with self.passes.forward(seed):
             losses = Losses.of(terms, self.composition.jointly(terms, leaves, batch))
-        self.scale(losses.total).backward()
+        self.passes.scale(losses.total).backward()
         cached = {name: view.values.grad for name, view in leaves.plain.items()}
         return losses.detached(), {name: each for name, each in cached.items() if each is not None}
 
     @torch.no_grad()
     def _plain(self, part: _Part, needs: Needs) -> Encodings:
         """The views of a part that are not masked."""
-        with self._forward(part.seed):
+        with self.passes.forward(part.seed):
             return encode_masked(self.composition.encoder, part.batch, needs, Masks())
 
     def _apart(
@@ -199,9 +180,9 @@ class InParts(Gradients):
         for part in parts:
             # What only the losses of the whole batch have reached is averaged with the last part as well.
             with unaveraged(self.model, when=part is not parts[-1]):
-                with self._forward(part.seed):
+                with self.passes.forward(part.seed):
                     forward = self.model(part, needs, terms, counts, list(gradients))
-                roots = [self.scale(forward.losses.total)] if forward.losses.parts else []
+                roots = [self.passes.scale(forward.losses.total)] if forward.losses.parts else []
                 torch.autograd.backward(
                     [*roots, *forward.tokens],
                     [*(None for _ in roots), *(part.rows.of(each) for each in gradients.values())],
@@ -212,8 +193,7 @@ class InParts(Gradients):
 def _probe(batch: PairBatch) -> PairBatch:
     """The first rows of a process's share, as the process's share of a small batch: equally many in every process."""
     rows = min(PROBED, batch.share.total // processes())
-    share = Share.whole(rows * processes()).split(processes())[process()]
-    return replace(Share(0, rows, len(batch.share)).of(batch), share=share)
+    return replace(Share(0, rows, len(batch.share)).of(batch), share=own_share(rows * processes()))
 
 
 @dataclass(frozen=True)
@@ -249,23 +229,15 @@ class _PartPass(nn.Module):
         return _PartForward(Losses.of(terms, outputs), [encodings.plain[view].values for view in views])
 
 
-def gradients_of(
-    composition: Composition,
-    *,
-    parts: int,
-    rows: int,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    scale: Scale = unscaled,
-) -> Gradients:
-    """The gradients of a process's `rows` of a batch, at once or in `parts`; see `Gradients` for the rest.
+def gradients_of(composition: Composition, passes: Passes, *, parts: int, rows: int) -> Gradients:
+    """The gradients of a process's `rows` of a batch, at once or in `parts`.
 
     Raises:
         UsageError: there are more parts than rows, or fewer than one.
     """
     if parts == 1:
-        return AtOnce(composition, device=device, dtype=dtype, scale=scale)
-    return InParts(composition, parts, rows=rows, device=device, dtype=dtype, scale=scale)
+        return AtOnce(composition, passes)
+    return InParts(composition, passes, parts=parts, rows=rows)
 
 
 def reached(loss: Tensor) -> set[Tensor]:

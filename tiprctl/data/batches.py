@@ -15,7 +15,7 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.manifest import Manifest
 from tiprctl.data.samplers import epoch_batches
 from tiprctl.data.transforms import augment
-from tiprctl.distributed import process, processes
+from tiprctl.distributed import own_share
 from tiprctl.prompts import Prompts
 from tiprctl.shares import Share
 from tiprctl.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ class TrainingBatches:
         """This process's shares of the batches of `epoch` (from 0) on `device`, without the first `skip`."""
         config = self.config
         batches = self._indices(epoch)[skip:]
-        shares = [Share.whole(len(indices)).split(processes())[process()] for indices in batches]
+        shares = [own_share(len(indices)) for indices in batches]
         images = self.images.batches(
             [self.caption_images[share.of(indices)] for share, indices in zip(shares, batches)], device
         )

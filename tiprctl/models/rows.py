@@ -16,24 +16,24 @@ from tiprctl.shares import Share
 
 
 class Gathered:
-    """The rows of a whole batch, of which `own` holds this process's share; each tensor is gathered when first read.
+    """The `total` rows of a whole batch, of which `own` holds this process's share; each tensor is gathered when first read.
 
     What holds tensors, such as `Tokens`, is gathered as far as it is read. All processes are to read the same in the
     same order.
     """
 
-    def __init__(self, own: Any, sizes: Sequence[int]):
+    def __init__(self, own: Any, total: int):
         self._own = own
-        self._sizes = sizes
+        self._total = total
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._own, name)
         if isinstance(value, Tensor):
-            value = gather(value, self._sizes)
+            value = gather(value, self._total)
         elif isinstance(value, Share):
-            value = Share.whole(sum(self._sizes))
+            value = Share.whole(self._total)
         elif is_dataclass(value):
-            value = Gathered(value, self._sizes)
+            value = Gathered(value, self._total)
         setattr(self, name, value)
         return value
 

@@ -81,9 +81,9 @@ class Objective(nn.Module):
         """The objective's modules, each with the role of its parameters."""
         yield Role.FAST, self
 
-    def count(self, masks: Masks, batch: PairBatch) -> Tensor:
+    def count(self, masks: Masks, batch: PairBatch) -> int:
         """Over how many things the mean of these rows goes, where the loss is `by_row`: the rows, or what is hidden."""
-        return batch.pids.new_full((), len(batch.pids))
+        return len(batch.pids)
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         raise NotImplementedError(f"{type(self).__name__} does not define its loss")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tiprctl.config import MOST_PHRASES, CaptionConfig, ObjectiveConfig, from_dict
-from tiprctl.distributed import processes, total
+from tiprctl.distributed import add_up, processes
 from tiprctl.errors import UsageError
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.encodings import (
@@ -26,17 +26,19 @@ from tiprctl.models.encodings import (
 from tiprctl.models.rows import Gathered, GatheredEncodings
 from tiprctl.objectives import find_objective
 from tiprctl.objectives.base import Loss, Objective, ObjectiveOutput, Role
-from tiprctl.shares import Share
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one objective, or several that share a loss, add to the sum; `by_row` as the objective's own."""
+    """What one objective, or several that share a loss, add to the sum.
+
+    `count` tells over how many things a mean by row goes; None where the loss looks at the whole batch.
+    """
 
     name: str
     weight: float
     loss: Loss
-    by_row: Objective | None = None
+    count: Callable[[Masks, PairBatch], int] | None = None
 
 
 Outputs = dict[str, ObjectiveOutput]
@@ -163,7 +165,7 @@ class Composition(nn.Module):
             )
         weights = [config.weight for config in configs]
         loss = first.together(objectives, weights) if others else first
-        return Term(_joined(configs), weights[0], loss, first if first.by_row else None)
+        return Term(_joined(configs), weights[0], loss, first.count if first.by_row else None)
 
     def roles(self) -> Iterable[tuple[Role, nn.Module]]:
         """Every module with parameters, with the role that its owner declares."""
@@ -189,31 +191,31 @@ class Composition(nn.Module):
         """What the terms that look at the whole batch make of the encodings of all processes."""
         everyones, whole = own, batch
         if processes() > 1:
-            sizes = [len(share) for share in Share.whole(batch.share.total).split(processes())]
-            everyones, whole = GatheredEncodings(own, sizes), Gathered(batch, sizes)
-        return {term.name: term.loss(everyones, whole) for term in terms if term.by_row is None}
+            everyones, whole = GatheredEncodings(own, batch.share.total), Gathered(batch, batch.share.total)
+        return {term.name: term.loss(everyones, whole) for term in terms if term.count is None}
 
     def apart(self, terms: Iterable[Term], rows: Encodings, batch: PairBatch, masks: Masks, counts: Counts) -> Outputs:
-        """What the terms that are `by_row` make of some rows of a batch, weighed by how much of it these are."""
-        own = (term for term in terms if term.by_row is not None)
+        """What the terms that go by row make of some rows of a batch, weighed by how much of it these are."""
+        own = (term for term in terms if term.count is not None)
         return {term.name: _scaled(term.loss(rows, batch), counts.weight(term, masks, batch)) for term in own}
 
 
 class Counts:
-    """Over how many things the mean of each term that is `by_row` goes, in the rows of all processes together."""
+    """Over how many things the mean of each term that goes by row goes, in the rows of all processes together."""
 
     def __init__(self, terms: Iterable[Term], masks: Masks, batch: PairBatch):
-        self._counts = {term.name: total(term.by_row.count(masks, batch)) for term in terms if term.by_row is not None}
+        own = {term.name: term.count(masks, batch) for term in terms if term.count is not None}
+        self._totals = dict(zip(own, add_up(list(own.values()))))
 
-    def weight(self, term: Term, masks: Masks, batch: PairBatch) -> Tensor:
+    def weight(self, term: Term, masks: Masks, batch: PairBatch) -> float:
         """What the mean of some rows weighs.
 
-        The weighted means of all parts of a process added up, and averaged over the processes, are the mean of all rows.
+        The weighted means of all parts of a process added up, and averaged over the processes, are the mean of all.
         """
-        return processes() * term.by_row.count(masks, batch) / self._counts[term.name].clamp(min=1)
+        return processes() * term.count(masks, batch) / max(1, self._totals[term.name])
 
 
-def _scaled(output: ObjectiveOutput, factor: Tensor) -> ObjectiveOutput:
+def _scaled(output: ObjectiveOutput, factor: float) -> ObjectiveOutput:
     return ObjectiveOutput(factor * output.loss, {name: factor * value for name, value in output.figures.items()})
 
 

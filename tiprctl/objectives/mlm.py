@@ -70,8 +70,8 @@ class MaskedLanguageModelling(Objective):
             yield Role.BASE, norm
         yield Role.CLASSIFIER, self.head
 
-    def count(self, masks: Masks, batch: PairBatch) -> Tensor:
-        return batch.pids.new_full((), len(masks.hidden))
+    def count(self, masks: Masks, batch: PairBatch) -> int:
+        return len(masks.hidden)
 
     def forward(self, enc: Encodings, batch: PairBatch) -> ObjectiveOutput:
         labels = enc.token_labels.flatten()[enc.hidden]
