@@ -1,9 +1,9 @@
 """Memory and communication of training on many devices: arithmetic, from what one pair makes autograd keep, and from
 what the losses of a recipe read of two pairs.
 
-python benchmarks/scaling.py                    # ViT-B/16 and ViT-L/14 on 8 devices, batches of 128 to 4096: half a minute
+python benchmarks/scaling.py                 # ViT-B/16 and ViT-L/14 on 8 devices, batches of 128 to 4096: half a minute
 python benchmarks/scaling.py --processes 32
-python benchmarks/scaling.py --quick            # the tiny encoder
+python benchmarks/scaling.py --quick         # the tiny encoder
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Traffic:
     def sent(self, batch: int, processes: int) -> int:
         """Bytes that each device sends in a step, as it sends to all others in a ring.
 
-        An all-gather forward, a reduce-scatter backward. Shares that are not equal are summed whole, at twice the bytes.
+        An all-gather forward, a reduce-scatter backward. Unequal shares are summed whole, at twice the bytes.
         """
         return batch * (self.gathered + self.returned) * (processes - 1) // processes
 
@@ -112,7 +112,7 @@ def measure(model: str) -> Sizes:
 
 
 def per_pair(run: Callable[[int], object], module: nn.Module, dtype: torch.dtype | None) -> int:
-    """Bytes that each further pair makes autograd keep; what does not grow with the batch, as cast weights, is left out."""
+    """Bytes that each further pair makes autograd keep; what does not grow with it, as cast weights, is left out."""
     one, two = (kept_bytes(partial(run, pairs), module, dtype) for pairs in (1, 2))
     return two - one
 
@@ -193,7 +193,7 @@ def traffic(model: str, recipe: str) -> Traffic:
 
 
 def shallow(model: str, recipe: str) -> Composition:
-    """A recipe with towers of one block on a model's size: what is read of their tokens does not depend on the depth."""
+    """A recipe with towers of one block on a model's size: what is read of their tokens is the same at any depth."""
     config, size = RECIPES[recipe], SIZES[model]
     # To the pixel, as SEN restores images: the rest makes no patch anyway.
     whole = tuple(side // size.patch_size * size.patch_size for side in size.image_size)
@@ -264,8 +264,9 @@ def report(sizes: list[Sizes], batches: tuple[int, ...], processes: int) -> Repo
         figures={"sizes": [asdict(each) for each in sizes], "loads": [asdict(each) for each in loads]},
         notes=[
             *(note for each in sizes for note in notes(each, load(each, batches[0], processes))),
-            "memory: that and the pairs' activations, of both towers over whole captions of 77 tokens. checkpointed: with "
-            "--checkpoint-blocks. Objectives with networks of their own, and what kernels take for a moment, come on top.",
+            "memory: that and the pairs' activations, of both towers over whole captions of 77 tokens. checkpointed: "
+            "with --checkpoint-blocks. Objectives with networks of their own, and what kernels take for a moment, come "
+            "on top.",
         ],
     )
 

@@ -56,7 +56,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The median seconds of a contestant's step, whole and by part; `ratio`: how many times as fast as the plain one."""
+    """The median seconds of a contestant's step, whole and by part; `ratio`: how many times as fast as plain."""
 
     contestant: Contestant
     seconds: float

@@ -1,4 +1,4 @@
-"""The gradients of a batch, by one process or by several that share it: what tests compare, and what starts processes."""
+"""The gradients of a batch, by one process or by several that share it: what tests compare, and what starts them."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ def test_seeds_and_budgets_can_be_added(finished, plan, cuhk_manifest):
 
 
 def test_an_older_versions_folder_is_gone_on_with(finished, plan, cuhk_manifest, monkeypatch):
-    """It kept a subset's parts in place of its name, and knew neither heads nor phrases nor what a step costs beside."""
+    """It kept a subset's parts in place of its name, and knew neither heads nor phrases nor what else a step costs."""
     rows = finished.rows
     kept = json.loads(finished.file.read_text())
     for name in ("head", "head_options"):

@@ -216,7 +216,8 @@ def test_an_interruption_while_costs_are_measured_keeps_nothing_and_says_so(home
         ),
         (
             ("clip", "irra", "sen", "cfine", "scvd"),
-            r"model.image_size \(cfine \(224, 224\), the others \(384, 128\)\); batch_size \(cfine 32, the others 128\)\n",
+            r"model.image_size \(cfine \(224, 224\), the others \(384, 128\)\); "
+            r"batch_size \(cfine 32, the others 128\)\n",
         ),
         (("clip", "synth"), r"model.pretrained \(clip openai, synth none\)"),
     ],

@@ -155,7 +155,9 @@ def test_a_damaged_settings_file_is_named(home):
 
 def test_ctrl_c_saves_and_tells_how_to_go_on(home):
     script = (
-        "import os, signal; from tiprctl.cli.training_view import TrainingView as View; from tiprctl.cli.app import app\n"
+        "import os, signal\n"
+        "from tiprctl.cli.app import app\n"
+        "from tiprctl.cli.training_view import TrainingView as View\n"
         "step = View.on_step\n"
         "View.on_step = lambda self, n: (step(self, n), os.kill(os.getpid(), signal.SIGINT))\n"
         f"app({['train', *MINIATURE, '--epochs', '2', '--output', 'runs/b']!r})"

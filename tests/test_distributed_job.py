@@ -1,4 +1,4 @@
-"""Jobs of two gloo processes, where it matters started by torchrun: training, evaluation, and all the ways they may end."""
+"""Jobs of two gloo processes, where it matters started by torchrun: training, evaluation, and all ways to end."""
 
 from __future__ import annotations
 

@@ -143,7 +143,8 @@ def test_the_batch_norm_knows_the_rows_of_all_processes(outcomes, parts):
     ("names", "expected"),
     [
         (["sdm", "id", "triplet", "tir", "mlm"], {"vectors": 2, "pids": 1}),
-        # Features and global tokens; of the prompts the tokens, which are the same, and which are there: on the device and on the host.
+        # Features and global tokens; of the prompts the tokens, which are the same, and which are there: on the device
+        # and on the host.
         (["scvd"], {"vectors": 4, "pids": 1, "patches": 1, "prompts": 1, "of prompts": 3}),
     ],
 )

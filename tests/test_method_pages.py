@@ -51,7 +51,7 @@ def section(page, heading):
 
 @cache
 def identifiers():
-    """What the code names: variables, attributes, arguments, keywords, functions, classes, options of configurations."""
+    """What the code names: variables, attributes, arguments, keywords, functions, classes, configuration options."""
     trees = (ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "tiprctl").rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree))
     names = (getattr(node, field, None) for node in nodes for field in ("id", "attr", "arg", "name"))

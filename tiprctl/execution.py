@@ -1,4 +1,4 @@
-"""The levers of a training that change how it is carried out and not what is learnt, and what a machine refuses of it."""
+"""The levers of a training that change how it is carried out and not what is learnt, and what machines refuse of it."""
 
 from __future__ import annotations
 

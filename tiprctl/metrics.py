@@ -145,7 +145,8 @@ def _measure(
     query_ids, gallery_ids = torch.as_tensor(query_ids).cpu(), torch.as_tensor(gallery_ids).cpu()
     if tuple(shape) != (len(query_ids), len(gallery_ids)):
         raise UsageError(
-            f"{len(query_ids)} query and {len(gallery_ids)} gallery identities for similarities of shape {tuple(shape)}",
+            f"{len(query_ids)} query and {len(gallery_ids)} gallery identities "
+            f"for similarities of shape {tuple(shape)}",
             remedy="Give one identity for each query (row) and for each gallery item (column).",
         )
     matched = torch.isin(query_ids, gallery_ids).nonzero().flatten()

@@ -37,7 +37,8 @@ class Job:
     def cut_short(self) -> TiprError:
         """What is told of a job that lost a process, or was told to end; one cannot be known from the other."""
         return TiprError(
-            "The job was cut short: one of its processes was killed, perhaps for want of memory, or all were told to end",
+            "The job was cut short: one of its processes was killed, perhaps for want of memory, "
+            "or all were told to end",
             remedy=self.remedy(),
         )
 

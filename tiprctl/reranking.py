@@ -96,7 +96,8 @@ def check_reranks(head: str, tagger: str | None, *, model: str) -> None:
     """
     if head in HEADS and not HEADS[head].reranks:
         raise UsageError(
-            f"Only models of the recipe scvd, or others whose head looks at pairs, can re-rank; this one has the head {head}",
+            "Only models of the recipe scvd, or others whose head looks at pairs, can re-rank; "
+            f"this one has the head {head}",
             where=model,
             remedy="Name such a model, or leave --rerank out.",
         )
@@ -223,7 +224,7 @@ def _pair_scores(
 def _seen(
     embedder: Embedder, images: DecodedImages, chosen: Tensor, advance: Callable[[int], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The global token (1, D) and the patches (1, N, D) of each of the `chosen` images, which are encoded in batches."""
+    """The global token (1, D) and the patches (1, N, D) of each of the `chosen` images, encoded in batches."""
     for pixels in images.batches([batch.numpy() for batch in chosen.split(IMAGE_BATCH)], embedder.device):
         seen = embedder.see(pixels)
         yield from zip(seen.whole.split(1), seen.values[:, 1:].split(1))

@@ -57,7 +57,7 @@ class Share:
 
 
 def uniform(rows: int, *shape: int, generator: Generator, share: Share | None = None) -> Tensor:
-    """Numbers from 0 to 1, `(rows, *shape)` on the generator's device; `share` tells whose the rows are, None: a batch's."""
+    """Numbers from 0 to 1, `(rows, *shape)` on the generator's device; `share`: whose the rows are, None: a batch's."""
     share = share or Share.whole(rows)
     return share.of(torch.rand(share.total, *shape, generator=generator, device=generator.device))
 

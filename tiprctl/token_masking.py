@@ -28,7 +28,7 @@ def mask_tokens(
     generator: Generator,
     share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Token ids `(B, L)`, on the host, with some masked, and labels `(B, L)`: the original ids where chosen, elsewhere 0.
+    """Token ids `(B, L)`, on the host, with some masked, and labels `(B, L)`: the original ids where chosen, else 0.
 
     `probability`, a number or `(B, L)`, is that of each token to be chosen; start, end and padding never are. Of the
     chosen, 80% become the mask token, 10% a random token, 10% stay. A caption without any gets its first token masked,

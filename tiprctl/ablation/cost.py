@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Cost:
     """What a training costs: seconds a step (median), steps an epoch, and the parameters that it trains.
 
-    `width` is how many numbers a feature has, `memory` the peak of some steps in bytes; None where neither was measured.
+    `width` is how many numbers a feature has, `memory` the peak of some steps in bytes; None where not measured.
     """
 
     seconds: float

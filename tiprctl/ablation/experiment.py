@@ -118,7 +118,7 @@ class Experiment:
         return not self._trainer(training.config, folder, listener).run().interrupted
 
     def measure(self, training: Training) -> Row:
-        """The figures of a finished training, kept as a row of the table; its run keeps the weights of its best epoch."""
+        """The figures of a finished training, kept as a row of the table; its run keeps the best epoch's weights."""
         embedder = load_embedder(self.folder / training.name, device=self.device)
         result = Run(self.folder / training.name).result
         row = Row(

@@ -30,7 +30,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the plan. `budget` is `start`, `steps` or `time`; a start is of no contender: its name is empty."""
+    """One training of the plan. `budget`: `start`, `steps` or `time`; a start is of no contender: its name is empty."""
 
     seed: int
     budget: str
@@ -97,7 +97,7 @@ class Plan:
         return override(contender.config, {"seed": 0, "epochs": self.epochs})
 
     def new_to_start(self, config: TrainConfig) -> set[str]:
-        """The objectives of a training that the start is trained without; none where pretrained weights are the start."""
+        """The objectives of a training that its start is trained without; none from pretrained weights."""
         known = {objective.name for objective in self.start.objectives}
         return {objective.name for objective in config.objectives} - known if self.start_epochs else set()
 

@@ -19,7 +19,7 @@ COMPARED = ("R@1", "mAP")
 
 @dataclass(frozen=True)
 class Row:
-    """A finished training: `epoch` of its `epochs` was chosen on `selected_on`; its figures are of `split`, in percent."""
+    """A finished training: `epoch` of `epochs` was chosen on `selected_on`; its figures are of `split`, in percent."""
 
     seed: int
     budget: str
@@ -83,7 +83,7 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
 
 
 def summarise(rows: Iterable[Row], names: Sequence[str], budget: str) -> list[Summary]:
-    """One line for each contender that has been trained with `budget`, over the seeds that the first was trained for."""
+    """One line for each contender that was trained with `budget`, over the seeds that the first was trained for."""
     found = {(row.budget, row.contender, row.seed): row for row in rows}
     first = {row.seed: row for row in found.values() if (row.budget, row.contender) == (STEPS, names[0])}
     summaries = []

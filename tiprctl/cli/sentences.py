@@ -25,6 +25,6 @@ def note_reranking(reranking: Reranking, images: int) -> None:
     """Tell what it cost to rank the first of so many images again."""
     captions = len(reranking.indices)
     render.note(
-        f"Re-ranked {reranking.first:,} of {images:,} images for each of {captions:,} captions: {reranking.pairs:,} pairs, "
-        f"{reranking.images:,} images encoded again, {reranking.seconds:.1f} s"
+        f"Re-ranked {reranking.first:,} of {images:,} images for each of {captions:,} captions: "
+        f"{reranking.pairs:,} pairs, {reranking.images:,} images encoded again, {reranking.seconds:.1f} s"
     )

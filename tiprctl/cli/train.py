@@ -48,7 +48,7 @@ class SelectOn(StrEnum):
 
 @dataclass(frozen=True)
 class Asked:
-    """The options that make the configuration of a new run; `values` are those of single fields, None where not given."""
+    """The options that make the configuration of a new run; `values`: those of single fields, None where not given."""
 
     recipe: str | None
     losses: str | None
@@ -281,7 +281,7 @@ def _planned(
 
 
 def _configured(asked: Asked, manifest: Manifest) -> TrainConfig:
-    """The recipe, then what a checkpoint to start from fixes, then settings, then the options with names of their own."""
+    """The recipe, then what a checkpoint to start from fixes, then settings, then options with names of their own."""
     from tiprctl.config import override
     from tiprctl.recipes import RECIPES, find_recipe, with_objectives
     from tiprctl.settings import resolve

@@ -2,7 +2,7 @@
 
 A file is looked up by its name and trusted by its key: a digest of the texts and of the tokenizer, so that one made
 from other captions, or by another tokenizer, counts for nothing. Nothing here is an error: without a file that can be
-read, or a folder that can be written, the captions are tokenised as if there were no cache; the log tells of the latter.
+read, or a folder that can be written, the captions are tokenised as without a cache; the log tells of the latter.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TokenCache:
     def _remembered(
         self, name: str, basis: list[list[str]], make: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The arrays that `make` gives, from the file where it holds those of this `basis`; else the file is written."""
+        """The arrays that `make` gives, from the file where it holds those of this `basis`; else it is written."""
         key = _digest([_FORMAT, self.tokenizer.fingerprint, basis])
         file = self.root / f"{name}-{self.tokenizer.fingerprint[:8]}.npz"
         arrays = _read(file, key)

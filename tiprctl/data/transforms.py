@@ -48,7 +48,7 @@ def shift(pixels: Tensor, reach: int, generator: Generator, share: Share | None 
 
 
 def _common(offset: int, length: int) -> tuple[slice, slice]:
-    """What a window of `length` pixels, moved by `offset`, has in common with the image: in the window, in the image."""
+    """What a window of `length` pixels, moved by `offset`, shares with the image: in the window, in the image."""
     shared = max(0, length - abs(offset))
     start = max(0, offset)
     return slice(start - offset, start - offset + shared), slice(start, start + shared)

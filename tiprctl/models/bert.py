@@ -145,7 +145,7 @@ class Bert(nn.Module):
 
     @torch.no_grad()
     def _gaze(self, x: Tensor, visible: Tensor) -> Tensor:
-        """How much [CLS] looks at each of `x` (B, L, W), which enters the last layer: `(B, L)`, averaged over the heads.
+        """How much [CLS] looks at each of `x` (B, L, W), which enters the last layer: `(B, L)`, the heads' mean.
 
         One row of the attention, before its dropout; `transformers` would give up its fast attention for all rows.
         """

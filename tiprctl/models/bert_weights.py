@@ -170,7 +170,8 @@ def _present(folder: Path, name: str) -> Path:
         raise InputError(
             f"The folder of BERT weights lacks {name}",
             where=folder,
-            remedy=f"It needs {SIZES}, {WEIGHTS} and {VOCABULARIES[0]}, as save_pretrained of transformers writes them.",
+            remedy=f"It needs {SIZES}, {WEIGHTS} and {VOCABULARIES[0]}, "
+            "as save_pretrained of transformers writes them.",
         )
     return folder / name
 

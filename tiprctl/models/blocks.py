@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
         contexts, attn = self.ln_context(contexts), self.attn
         maps = zip(attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3))
         query, key, value = (F.linear(x, *each) for x, each in zip((self.ln_query(query), contexts, contexts), maps))
-        # Copied: the attention of cuDNN, which PyTorch may choose, does not take what is only expanded (pytorch#175764).
+        # Copied: cuDNN's attention, which PyTorch may choose, does not take what is only expanded (pytorch#175764).
         queries = query.expand(len(contexts), -1, -1).contiguous()
         heads = (x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for x in (queries, key, value))
         return attn.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))

@@ -414,8 +414,8 @@ class Clip(nn.Module):
         """Normalised images `(B, 3, H, W)` to tokens `(B, 1 + N, D)`: the global one, then the patches row by row.
 
         With `keep`, indices `(B, K)` of patches from 0 to N - 1, only these and the class token enter the blocks, each
-        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`. With `whole_only` the global token is all
-        that comes out, `(B, 1, D)`, at less work.
+        at its own position; the result is `(B, 1 + K, D)`, in the order of `keep`. With `whole_only` the global token
+        is all that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the images are not of the size that the model is made for.
@@ -425,8 +425,8 @@ class Clip(nn.Module):
     def encode_text(self, token_ids: Tensor, *, whole_only: bool = False) -> Tensor:
         """Token ids `(B, L)` to tokens `(B, L, D)`; the global one is at the end token.
 
-        Attention is causal, so padding after the end token, or its absence, changes nothing before it. With `whole_only` the
-        global token is all that comes out, `(B, 1, D)`, at less work.
+        Attention is causal, so padding after the end token, or its absence, changes nothing before it. With
+        `whole_only` the global token is all that comes out, `(B, 1, D)`, at less work.
 
         Raises:
             UsageError: the rows are longer than the context.

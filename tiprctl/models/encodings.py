@@ -131,7 +131,7 @@ class Masks:
 
     @cached_property
     def hidden(self) -> Tensor | None:
-        """The places (M,) of the tokens to be told, as in `Encodings`; on the host, where nobody waits for their count."""
+        """The places (M,) of tokens to be told, as in `Encodings`; on the host, where nobody waits for their count."""
         return None if self.token_labels is None else hidden_places(self.token_labels)
 
 
@@ -185,8 +185,8 @@ class Encodings(Views):
 
     `images` and `captions`, of `token_ids` (B, L), are the towers' tokens, and `head` makes features of them;
     `masked_image_tokens` (B, 1+K, D) with the kept patch indices `kept` (B, K); `masked_captions`, all their tokens,
-    with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0, and `hidden` (M,), the places of
-    those tokens, counted through all captions. `prompts` are those of the captions. What no objective needs is None.
+    with `token_labels` (B, L), the hidden ids where a token is to be told, elsewhere 0, and `hidden` (M,), the places
+    of those tokens, counted through all captions. `prompts` are those of the captions. What no objective needs is None.
     """
 
     token_ids: Tensor
@@ -230,8 +230,8 @@ def _all_tokens(tokens: Tokens, need: str) -> Tensor:
 def encode(encoder: DualEncoder, batch: PairBatch, needs: Needs, generator: Generator) -> Encodings:
     """Encode the images and captions of a batch, and each further view that is needed, once.
 
-    Masks are drawn from `generator`. Captions that came masked are their own masked view. A prompt that several captions
-    share is encoded once.
+    Masks are drawn from `generator`. Captions that came masked are their own masked view. A prompt that several
+    captions share is encoded once.
 
     Raises:
         UsageError: prompts are needed and the batch has none.

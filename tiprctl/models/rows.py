@@ -16,7 +16,7 @@ from tiprctl.shares import Share
 
 
 class Gathered:
-    """The `total` rows of a whole batch, of which `own` holds this process's share; each tensor is gathered when first read.
+    """The `total` rows of a whole batch, `own` being this process's share; each tensor is gathered when first read.
 
     What holds tensors, such as `Tokens`, is gathered as far as it is read. All processes are to read the same in the
     same order.

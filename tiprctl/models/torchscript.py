@@ -86,7 +86,7 @@ STORAGES = {
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
-    """Reads an archive's `data.pkl`; refuses every name beyond `CALLABLES`, `STORAGES` and the archive's own classes."""
+    """Reads an archive's `data.pkl`; refuses every name beyond `CALLABLES`, `STORAGES` and its own classes."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, root: str, path: Path):
         super().__init__(file)

@@ -46,10 +46,10 @@ class Related:
 class Head(nn.Module):
     """Base of all heads.
 
-    A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, embed_dim)`, which sets `width` (F),
-    and `image` and `text`. `reads_whole`: whether these two read `Tokens.whole` alone, so that the towers are spared the
-    other tokens. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at pairs, and
-    so gives `relate`.
+    A subclass gives `name`, `Config` (a configuration dataclass), `__init__(config, embed_dim)`, which sets `width`
+    (F), and `image` and `text`. `reads_whole`: whether these two read `Tokens.whole` alone, so that the towers are
+    spared the other tokens. `needs_attention`: whether it reads `Tokens.attention`. `reranks`: whether it also looks at
+    pairs, and so gives `relate`.
     """
 
     name: ClassVar[str]

@@ -78,7 +78,7 @@ class VisualDivision(GlobalToken):
         return (cosines / self.config.focus_temperature).masked_fill(~found, -torch.inf).softmax(dim=2)
 
     def reconstruct(self, captions: Tensor, prompts: Tensor, focus: Tensor) -> Tensor:
-        """Captions `(C, D)` with their prompts `(C, M, D)` worked in as far as `focus` (I, C, M) trusts them in each image.
+        """Captions `(C, D)` with prompts `(C, M, D)` worked in as far as `focus` (I, C, M) trusts them in each image.
 
         The paper's vision-guided semantics reconstruction (VSR): `(I, C, D)`, float32 also under autocast, whose
         rounding is as large as what is added at the start, when it is the caption, nearly.

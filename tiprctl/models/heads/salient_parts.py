@@ -157,7 +157,7 @@ class GroupBlock(nn.Module):
 class Neck(nn.BatchNorm1d):
     """Batch norm in float32 whose bias stays as it is; a batch of one is normalised by the running statistics.
 
-    Where several processes train, the statistics are those of all their rows: as `nn.SyncBatchNorm`, which knows no CPU.
+    Where several processes train, the statistics are of all their rows: as `nn.SyncBatchNorm`, which knows no CPU.
     """
 
     def __init__(self, width: int):
