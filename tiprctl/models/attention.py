@@ -13,8 +13,8 @@ def dot_product_attention(
     """Queries `(B, H, Q, D)` over keys and values `(B, H, L, D)` to `(B, H, Q, D)`.
 
     Causal: a query sees the keys up to its own place. Without `causal` it sees those that are `visible` (B, L), or all.
-    In bfloat16 on the CPU the products are written out, with the softmax in float32: that runs 2 to 7 times as fast as
-    PyTorch's attention, whose backward pass there is slower than in float32.
+    In bfloat16 on the CPU the products are written out, with the softmax in float32: that is faster than PyTorch's
+    attention, whose backward pass there is slower than in float32.
     """
     if query.device.type == "cpu" and query.dtype is torch.bfloat16:
         return _written_out(query, key, value, visible, causal)
