@@ -1,0 +1,108 @@
+"""The gallery's store: rows that survive, and are there once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.schema import METADATA, ModelIdentity, new_schema
+from tiprctl.gallery.store import GalleryStore, Written
+
+MODEL = ModelIdentity(fingerprint="f00", width=4, precision="float32", description="a model", source="runs/a")
+
+
+def rows(*paths: str, **columns: list) -> pa.Table:
+    vectors = np.random.default_rng(len(paths)).standard_normal((len(paths), 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return pa.table(
+        {
+            "path": list(paths),
+            "size": [len(path) for path in paths],
+            **columns,
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 4),
+        }
+    )
+
+
+def paths(store: GalleryStore) -> list[str]:
+    return sorted(path for batch in store.scan(["path"]) for path in batch["path"].to_pylist())
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request, tmp_path):
+    if request.param == "memory":
+        return GalleryStore.in_memory(MODEL)
+    return GalleryStore.create(tmp_path / "gallery.lance", MODEL)
+
+
+def test_rows_are_added_replaced_and_removed(store):
+    assert store.put(rows("/a", "/b")) == Written(2, 0)
+    assert store.put(rows("/b", "/c", camera=["x", "y"])) == Written(1, 1)
+    assert paths(store) == ["/a", "/b", "/c"]
+    assert store.count("camera = 'x'") == 1
+    assert store.remove(["/a", "/it's not there"]) == 1
+    assert paths(store) == ["/b", "/c"]
+    assert store.put(rows()) == Written(0, 0)
+
+
+def test_two_writers_at_one_version_double_no_row(tmp_path):
+    one = GalleryStore.create(tmp_path / "g.lance", MODEL)
+    other = GalleryStore.open(tmp_path / "g.lance")
+    one.put(rows("/a", "/b"))
+    other.put(rows("/b", "/c"))
+    one.refresh()
+    assert paths(one) == ["/a", "/b", "/c"]
+
+
+def test_a_gallery_is_created_once(tmp_path):
+    GalleryStore.create(tmp_path / "g.lance", MODEL).put(rows("/a"))
+    assert len(GalleryStore.create(tmp_path / "g.lance", MODEL)) == 1
+    other = ModelIdentity(fingerprint="bar", width=4, precision="float32", description="another", source="runs/b")
+    with pytest.raises(UsageError, match="another model: a model, not another") as caught:
+        GalleryStore.create(tmp_path / "g.lance", other)
+    assert "--model runs/a" in caught.value.remedy
+
+
+def test_columns_of_the_user_are_added_later_and_keep_their_type(store):
+    store.put(rows("/a"))
+    store.add_columns({"shift": pa.int64()})
+    store.put(rows("/b", shift=[3]))
+    assert store.count("shift = 3") == 1
+    assert store.count("shift is null") == 1
+    with pytest.raises(UsageError, match="'shift' is of type int64"):
+        store.add_columns({"shift": pa.string()})
+    with pytest.raises(UsageError, match="'path' cannot be added"):
+        store.add_columns({"path": pa.string()})
+
+
+def test_settings_are_remembered(store):
+    store.set_settings({"nprobes": "7"})
+    store.set_settings({"refine": "2"})
+    assert store.settings() == {"nprobes": "7", "refine": "2"}
+
+
+def test_what_is_no_gallery_is_told(tmp_path):
+    with pytest.raises(InputError, match="There is no gallery"):
+        GalleryStore.open(tmp_path)
+    lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other.lance"))
+    with pytest.raises(InputError, match="not a gallery"):
+        GalleryStore.open(tmp_path / "other.lance")
+    newer = new_schema(MODEL).with_metadata({METADATA: b'{"format": 99}'})
+    lance.write_dataset(newer.empty_table(), str(tmp_path / "newer.lance"))
+    with pytest.raises(InputError, match="newer tiprctl: its format is 99"):
+        GalleryStore.open(tmp_path / "newer.lance")
+
+
+def test_lance_is_loaded_without_pandas_which_stays_usable():
+    code = (
+        "import sys; from tiprctl.gallery.engine import lance; lance(); print('pandas' in sys.modules)\n"
+        "import pyarrow as pa; print(pa.table({'a': [1]}).to_pandas().shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["False", "(1, 1)"]

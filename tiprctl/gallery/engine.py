@@ -1,0 +1,78 @@
+"""Lance, the engine of galleries: loaded without what it does not need, its faults turned into errors that name a
+remedy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+from tiprctl.errors import InputError
+
+
+class EngineError(InputError):
+    """Lance cannot read or write a gallery: damage, a conflict of writers, a full disk, no access."""
+
+
+@cache
+def lance() -> ModuleType:
+    """The module, which takes half as long to import without pandas.
+
+    pyarrow.dataset asks whether pandas is there, which imports it. Told no, pyarrow asks again when it is to make a
+    data frame, and then finds it.
+    """
+    with _without("pandas"):
+        import lance
+    return lance
+
+
+@contextmanager
+def faults(uri: str, remedy: str) -> Iterator[None]:
+    """Turn what Lance raises within the block into `EngineError`, about the gallery at `uri`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        # The errors of pyarrow are among these kinds.
+        raise _engine_error(error, uri, remedy) from error
+    except BaseException as error:
+        # A panic in its native code is no Exception, and its class cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _engine_error(error, uri, remedy) from error
+
+
+def brief(error: BaseException) -> str:
+    """Lance's message without the places in its own source that follow it."""
+    return (str(error).splitlines() or [type(error).__name__])[0].split(", /")[0].strip()
+
+
+def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
+    return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)
+
+
+class _Refusal:
+    """A finder of modules that finds one of them missing."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Within the block the module cannot be imported, unless it is already, or its dependents are."""
+    if module in sys.modules or "pyarrow.dataset" in sys.modules or find_spec(module) is None:
+        yield
+        return
+    refusal = _Refusal(module)
+    sys.meta_path.insert(0, refusal)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(refusal)

@@ -1,0 +1,244 @@
+"""A gallery on disk or in an object store: one Lance dataset, each change of it a transaction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.engine import brief, faults, lance
+from tiprctl.gallery.schema import (
+    KEY,
+    VECTOR,
+    ModelIdentity,
+    check_columns,
+    fill_columns,
+    new_schema,
+    read_identity,
+    user_columns,
+)
+from tiprctl.vector_model import VectorModel
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+SETTING = "tiprctl."
+"""What the names of our settings in a dataset's configuration begin with."""
+_READ = "Index its images again, or restore it from a backup."
+_WRITE = "Free some space or give access to it, then give the same command again: what was committed is kept."
+_PATIENCE = timedelta(minutes=2)
+"""How long a change is tried again while others change the same rows."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a commit did: rows that were new, and rows that replaced another of the same path."""
+
+    inserted: int
+    updated: int
+
+
+class GalleryStore:
+    """The rows of a gallery, as `schema.OWN_COLUMNS` says.
+
+    A store sees the version that it was opened at, or that its own last change made; `refresh` moves on to the newest.
+    Several processes may write at once: Lance's transactions keep every row, and paths stay unique.
+    """
+
+    def __init__(self, dataset: LanceDataset, uri: str):
+        self.dataset = dataset
+        self.uri = uri
+        self.identity = read_identity(dataset.schema, uri)
+
+    @classmethod
+    def open(cls, uri: str | Path) -> GalleryStore:
+        """The gallery at a folder or a URI (`s3://...`).
+
+        Raises:
+            InputError: there is none, it is damaged, no gallery, or made by a newer program.
+        """
+        uri = _spelt(uri)
+        if not exists(uri):
+            raise InputError(
+                "There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}."
+            )
+        with faults(uri, _READ):
+            return cls(lance().dataset(uri), uri)
+
+    @classmethod
+    def create(
+        cls, uri: str | Path, model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None
+    ) -> GalleryStore:
+        """An empty gallery; where there already is one, or another process is quicker, that one.
+
+        Raises:
+            UsageError: a column cannot have that name, or the gallery holds the vectors of another model.
+            InputError: it cannot be written.
+        """
+        uri, schema = _spelt(uri), new_schema(model, columns)
+        if not exists(uri):
+            with faults(uri, _WRITE):
+                _create_local(Path(uri), schema) if _is_local(uri) else _create_remote(uri, schema)
+        store = cls.open(uri)
+        store.check_model(model)
+        store.add_columns(columns or {})
+        return store
+
+    @classmethod
+    def in_memory(cls, model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None) -> GalleryStore:
+        """An empty gallery that ends with the process."""
+        uri = "memory://gallery"
+        with faults(uri, _READ):
+            return cls(lance().write_dataset(new_schema(model, columns).empty_table(), uri), uri)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that an expression can name: all but the vector."""
+        return [name for name in self.schema.names if name != VECTOR]
+
+    def refresh(self) -> None:
+        """Move on to the newest version."""
+        with faults(self.uri, _READ):
+            self.dataset.checkout_latest()
+
+    def check_model(self, model: VectorModel | ModelIdentity) -> None:
+        """Refuse a model whose vectors cannot be compared with those of the gallery.
+
+        Raises:
+            UsageError: it is another one.
+        """
+        if model.fingerprint != self.identity.fingerprint or model.width != self.identity.width:
+            raise UsageError(
+                f"The gallery was indexed with another model: {self.identity.description}, not {model.description}",
+                where=self.uri,
+                remedy=f"Name that one (--model {self.identity.source}), or index the images again in a new gallery.",
+            )
+
+    def count(self, where: str | None = None) -> int:
+        """How many rows there are, or of which the expression holds."""
+        with faults(self.uri, _READ):
+            return self.dataset.count_rows(where)
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None, *, batch_rows: int = 8192
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows, batch by batch, with their `_rowid`."""
+        with faults(self.uri, _READ):
+            yield from self.dataset.scanner(
+                columns=list(columns), filter=where, batch_size=batch_rows, with_row_id=True
+            ).to_batches()
+
+    def put(self, rows: pa.Table) -> Written:
+        """Add rows, each in place of the one of the same path, where there is one; columns they lack are null.
+
+        Raises:
+            EngineError: the gallery cannot be written; nothing of `rows` was.
+        """
+        if not len(rows):
+            return Written(0, 0)
+        with faults(self.uri, _WRITE):
+            merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
+            done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
+            return Written(done["num_inserted_rows"], done["num_updated_rows"])
+
+    def remove(self, paths: Iterable[str]) -> int:
+        """Take out the rows of these paths; how many there were."""
+        keys = pa.table({KEY: pa.array(paths, pa.string())})
+        if not len(keys):
+            return 0
+        with faults(self.uri, _WRITE):
+            merge = self.dataset.merge_insert(KEY).when_matched_delete().retry_timeout(_PATIENCE)
+            return merge.execute(keys)["num_deleted_rows"]
+
+    def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
+        """Add the user's columns that the gallery has not, null in all rows.
+
+        Raises:
+            UsageError: a column cannot have that name, or the gallery has it with another type.
+        """
+        check_columns(columns)
+        known = user_columns(self.schema)
+        for name, kind in columns.items():
+            if known.get(name, kind) != kind:
+                raise UsageError(
+                    f"The column {name!r} is of type {known[name]} in the gallery, not {kind}",
+                    where=self.uri,
+                    remedy="Rename the column, or write its values in the gallery's type.",
+                )
+        new = [pa.field(name, kind) for name, kind in columns.items() if name not in known]
+        if new:
+            with faults(self.uri, _WRITE):
+                self.dataset.add_columns(new)
+
+    def settings(self) -> dict[str, str]:
+        """What the gallery remembers of its own upkeep, by name."""
+        with faults(self.uri, _READ):
+            config = self.dataset.config()
+        return {name.removeprefix(SETTING): value for name, value in config.items() if name.startswith(SETTING)}
+
+    def set_settings(self, values: Mapping[str, str]) -> None:
+        """Remember these; others stay."""
+        with faults(self.uri, _WRITE):
+            self.dataset.update_config({SETTING + name: value for name, value in values.items()})
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether a Lance dataset is there.
+
+    Raises:
+        InputError: the object store cannot be reached.
+    """
+    uri = _spelt(uri)
+    if _is_local(uri):
+        return any(Path(uri).glob("_versions/*.manifest"))
+    try:
+        lance().dataset(uri)
+    except (OSError, ValueError) as error:
+        if "not found" in str(error).lower():
+            return False
+        raise InputError(
+            f"The gallery cannot be reached: {brief(error)}", where=uri, remedy="Check the address and the credentials."
+        ) from error
+    return True
+
+
+def _spelt(uri: str | Path) -> str:
+    return str(uri)
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri
+
+
+def _create_local(folder: Path, schema: pa.Schema) -> None:
+    """It is renamed into place, because two datasets that Lance creates at once in one place overwrite each other."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
+        lance().write_dataset(schema.empty_table(), f"{temporary}/dataset", mode="create")
+        try:
+            os.rename(f"{temporary}/dataset", folder)
+        except OSError:
+            if not exists(folder):
+                raise
+
+
+def _create_remote(uri: str, schema: pa.Schema) -> None:
+    try:
+        lance().write_dataset(schema.empty_table(), uri, mode="create")
+    except OSError:
+        if not exists(uri):
+            raise
