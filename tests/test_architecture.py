@@ -35,7 +35,17 @@ FLOORS = (
         "tiprctl.cores",
         "tiprctl.worker_pool",
     ),
-    ("tiprctl.models", "tiprctl.config", "tiprctl.runs", "tiprctl.checkpoint", "tiprctl.sources"),
+    (
+        "tiprctl.models",
+        "tiprctl.config",
+        "tiprctl.runs",
+        "tiprctl.checkpoint",
+        "tiprctl.checkpoint_file",
+        "tiprctl.vector_model",
+        "tiprctl.sources",
+        "tiprctl.exporting",
+        "tiprctl.exported",
+    ),
     ("tiprctl.objectives", "tiprctl.data", "tiprctl.gallery"),
     (
         "tiprctl.recipes",

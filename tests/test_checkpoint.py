@@ -13,17 +13,17 @@ from safetensors.torch import save_file
 
 from tiprctl.checkpoint import (
     encoder_header,
-    is_own,
     load_encoder,
     read_checkpoint,
     save_checkpoint,
     weights_fingerprint,
 )
+from tiprctl.checkpoint_file import find_source, is_own, named_again, vectors_fingerprint
 from tiprctl.config import ModelConfig, override, to_dict
 from tiprctl.errors import InputError, UsageError
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.runs import BEST, LAST, RESULT, RUN, latest_run, mark_latest, write_json
-from tiprctl.sources import Preview, find_source, load_embedder, preview
+from tiprctl.sources import Preview, load_embedder, preview
 from tiprctl.starting import build_start
 from tiprctl.training import Trainer
 
@@ -81,7 +81,7 @@ def test_an_embedder_knows_where_it_comes_from(checkpoint):
     embedder = load_embedder(checkpoint, device=CPU)
     assert str(checkpoint) in embedder.description
     assert "epoch 3, chosen on val" in embedder.description
-    assert embedder.fingerprint == "abc-float32"
+    assert (embedder.source, embedder.precision) == (str(checkpoint), "float32")
     assert (embedder.origin.data_root, embedder.origin.data_fingerprint) == (Path("data/d"), "f")
     vectors = embedder.embed_images(np.zeros((2, 16, 8, 3), np.uint8))
     assert vectors.shape == (2, embedder.width)
@@ -214,7 +214,22 @@ def test_a_model_is_used_in_the_precision_of_its_training(tmp_path):
     save_checkpoint(tmp_path / BEST, tensors, header)
     embedder = load_embedder(tmp_path / BEST, device=CPU)
     assert embedder.dtype is torch.bfloat16
-    assert embedder.fingerprint == "abc-bfloat16"
+    assert embedder.precision == "bfloat16"
+
+
+def test_the_fingerprint_of_vectors_changes_with_all_that_they_depend_on():
+    header = HEADER | encoder_header(tiny.encoder(head="parts"))
+    changes = [
+        {"fingerprint": "abd"},
+        {"clip": header["clip"] | {"image_size": [32, 8]}},
+        {"clip": header["clip"] | {"quick_gelu": False}},
+        {"head": "global"},
+        {"head_options": header["head_options"] | {"depth": 2}},
+        {"bert": {"vocabulary": ["a"]}},
+    ]
+    prints = [vectors_fingerprint(header | change) for change in changes]
+    assert len({vectors_fingerprint(header), *prints}) == 1 + len(changes)
+    assert vectors_fingerprint(header | {"epoch": 4, "format": 1}) == vectors_fingerprint(header)
 
 
 @pytest.mark.parametrize("header", ["{", "[]", "{}", '{"format": 1}', '{"format": "x"}'])
@@ -283,3 +298,14 @@ def test_a_run_goes_on_without_the_file_it_started_from(cuhk_manifest, tmp_path)
     (tmp_path / "clip.pt").unlink()
     again = Trainer(config, cuhk_manifest, tmp_path / "run", device=CPU)
     assert again.composition.encoder.clip.config.vision_width == square.vision_width
+
+
+def test_a_model_is_named_again_by_its_run_or_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("runs/a"), 100)
+    best = Path("runs/a") / BEST
+    assert named_again(None, find_source(None)) == "runs/a"
+    assert named_again("runs/latest", find_source("runs/latest")) == "runs/a"
+    assert named_again("runs/a", find_source("runs/a")) == "runs/a"
+    assert named_again(best, find_source(best)) == str(best)
+    assert named_again("ViT-B-16/openai", find_source("ViT-B-16/openai")) == "ViT-B-16/openai"

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tiprctl.cli import render
-from tiprctl.cli.app import app
+from tiprctl.cli.app import Commands, Program, app, root
+from tiprctl.cli.options import SHARED_SETTINGS, command
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,31 @@ def test_what_the_library_logs_is_told_when_more_is_asked_for(capsys):
     finally:
         render.set_verbosity(0)
     assert capsys.readouterr().err == "level 1\n" * 2
+
+
+def test_a_group_within_the_program_has_its_own_tables_and_variables(monkeypatch):
+    def add(size: int = 1) -> None:
+        print(f"size {size}")
+
+    group = typer.Typer(cls=Commands, name="shelf")
+    group.command("add")(command(add))
+    program = typer.Typer(cls=Program, context_settings=SHARED_SETTINGS)
+    program.callback()(root)
+    program.add_typer(group)
+
+    def said(*arguments):
+        done = CliRunner().invoke(program, ["shelf", "add", *arguments])
+        return " ".join((done.output + done.stderr).split())
+
+    Path("tiprctl.toml").write_text("[shelf.add]\nsize = 2\n")
+    assert said() == "size 2"
+    monkeypatch.setenv("TIPRCTL_SHELF_ADD_SIZE", "3")
+    assert said() == "size 3"
+    assert said("--size", "4") == "size 4"
+    for text, parts in {
+        "[shelf.ad]\nsize = 2\n": ["no command named 'ad'", "[shelf]", "Did you mean add?"],
+        "[shelf.add]\nsizes = 2\n": ["no option named 'sizes'", "[shelf.add]", "Did you mean size?"],
+        "[shelf]\nadd = 2\n": ["'shelf.add' is no table", "Write [shelf.add]"],
+    }.items():
+        Path("tiprctl.toml").write_text(text)
+        assert all(part in said() for part in parts), said()

@@ -27,6 +27,7 @@ class MeanColour:
     description = "mean colours"
     width = 3
     image_size = (8, 4)
+    precision = "float32"
 
     def __init__(self, fingerprint: str = "mean", interrupt_at: int | None = None):
         self.fingerprint = fingerprint

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from tiprctl import reranking
-from tiprctl.checkpoint import read_header
+from tiprctl.checkpoint_file import read_header
 from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.phrases import phrases_of
 from tiprctl.data.pruning import prune_captions

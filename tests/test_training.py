@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from tiprctl.checkpoint import read_checkpoint, read_header
+from tiprctl.checkpoint import read_checkpoint
+from tiprctl.checkpoint_file import read_header
 from tiprctl.config import override
 from tiprctl.data.batches import TrainingBatches
 from tiprctl.data.manifest import Manifest

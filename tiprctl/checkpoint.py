@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tiprctl.checkpoint_file import FORMAT, read_header
 from tiprctl.config import to_dict
 from tiprctl.errors import InputError
 from tiprctl.files import atomic_path
@@ -22,11 +23,8 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads import HEADS
 from tiprctl.models.weights import check_fit
 
-FORMAT = 1
 ENCODER, OBJECTIVES = "encoder.", "objectives."
 """What the names of the encoder's tensors, and of the objectives', begin with."""
-HEADER = frozenset({"clip", "head", "config", "dataset", "epoch", "selected_on", "fingerprint"})
-"""What every header says, beside the format."""
 
 
 def save_checkpoint(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -50,49 +48,6 @@ def read_checkpoint(file: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
     with safe_open(file, framework="pt") as archive:
         names = [name for name in archive.keys() if name.startswith(prefix)]  # noqa: SIM118
         return {name.removeprefix(prefix): archive.get_tensor(name) for name in names}, header
-
-
-def is_own(file: Path) -> bool:
-    """Whether tiprctl wrote the checkpoint."""
-    try:
-        with safe_open(file, framework="pt") as archive:
-            return "tiprctl" in (archive.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """The header of a checkpoint of tiprctl; raises as `read_checkpoint`."""
-    try:
-        with safe_open(file, framework="pt") as archive:
-            metadata = archive.metadata() or {}
-    except FileNotFoundError as error:
-        raise InputError("There is no such checkpoint", where=file, remedy="Check the path.") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"The checkpoint is damaged: {error}", where=file, remedy="Copy it again, or train it again."
-        ) from error
-    if "tiprctl" not in metadata:
-        raise InputError("Not a checkpoint of tiprctl", where=file, remedy="Name a run's folder or a file it wrote.")
-    try:
-        header = json.loads(metadata["tiprctl"])
-    except json.JSONDecodeError:
-        header = None
-    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-        raise _damaged_header(file)
-    if header["format"] > FORMAT:
-        raise InputError(
-            f"The checkpoint has format {header['format']}, newer than this program's {FORMAT}",
-            where=file,
-            remedy="Upgrade tiprctl.",
-        )
-    if not header.keys() >= HEADER:
-        raise _damaged_header(file)
-    return header
-
-
-def _damaged_header(file: Path) -> InputError:
-    return InputError("The checkpoint's header is damaged", where=file, remedy="Copy it again, or train it again.")
 
 
 def encoder_header(encoder: DualEncoder) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tiprctl
-from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.errors import InputError
 from tiprctl.files import write_text
+
+if TYPE_CHECKING:
+    from tiprctl.config import TrainConfig
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -50,6 +52,9 @@ class Run:
 
     @property
     def config(self) -> TrainConfig:
+        # Here alone: to find a run, which every query does, takes no configuration and not the library that checks it.
+        from tiprctl.config import TrainConfig, from_dict
+
         return from_dict(TrainConfig, self.info["config"], where=str(self.folder / RUN))
 
     @property
@@ -115,6 +120,8 @@ def describe_run(
 
     `captions` is the origin of the pruned ones, None where none are needed.
     """
+    from tiprctl.config import to_dict
+
     return {
         "config": to_dict(config),
         "dataset": dataset,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiprctl.checkpoint import is_own, load_encoder, read_header, weights_fingerprint
+from tiprctl.checkpoint import encoder_header, load_encoder, weights_fingerprint
+from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
 from tiprctl.config import ModelConfig, TrainConfig, from_dict
-from tiprctl.errors import InputError, UsageError
-from tiprctl.models.clip import QUICK_GELU_SUFFIX, SIZES
+from tiprctl.models.clip import QUICK_GELU_SUFFIX
 from tiprctl.models.embedder import Embedder, Origin
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.global_token import GlobalToken
 from tiprctl.models.weights import find_weights, fit_clip
-from tiprctl.runs import LATEST, RUNS, Run, latest_run
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ def load_embedder(source: str | Path | None, *, device: torch.device) -> Embedde
     path = find_source(source)
     encoder, origin = _published(str(source), path) if path is None or not is_own(path) else _own(path)
     amp = origin.config.amp if origin.config else "auto"
+    origin = replace(origin, source=named_again(source, path))
     return Embedder(encoder, device=device, amp=amp, origin=origin)
 
 
@@ -75,6 +75,7 @@ def _own(file: Path) -> tuple[DualEncoder, Origin]:
     origin = Origin(
         description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
         fingerprint=header["fingerprint"],
+        vectors=vectors_fingerprint(header),
         config=from_dict(TrainConfig, header["config"], where=str(file)),
         dataset=known.dataset,
         data_root=known.data_root,
@@ -91,35 +92,15 @@ def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
     name, tag_or_path = (name, tag_or_path) if file is None else (None, file)
     weights = find_weights(name, tag_or_path)
     clip = fit_clip(weights, name, image_size=None if weights.method else ModelConfig().image_size)
+    encoder = DualEncoder(clip)
     fingerprint = weights_fingerprint(clip.state_dict()) + QUICK_GELU_SUFFIX * clip.config.quick_gelu
-    origin = Origin(f"{source}, not fine-tuned", fingerprint)
-    if weights.method:
-        # Their trainers keep the epoch that is best on test.
-        remark = f"in the format of the published code of {weights.method}, which chooses on test"
-        origin = Origin(f"{source}, {remark}", fingerprint, selected_on="test")
-    return DualEncoder(clip), origin
-
-
-def find_source(source: str | Path | None) -> Path | None:
-    """The checkpoint file that `source` means; None when it names a pretrained CLIP. See `load_embedder`."""
-    path = LATEST if source is None else Path(source)
-    if path == LATEST and (path.is_symlink() or not path.exists()):
-        run = latest_run()
-        if run is None:
-            raise UsageError(
-                "There is no finished run to use",
-                where=RUNS,
-                remedy="Train one (tiprctl train), or name a pretrained CLIP, as ViT-B-16/openai.",
-            )
-        return run.checkpoint
-    if path.is_dir():
-        return Run(path).checkpoint
-    if path.is_file():
-        return path
-    if str(source).partition("/")[0].removesuffix(QUICK_GELU_SUFFIX) in SIZES:
-        return None
-    raise InputError(
-        "There is no such run, checkpoint or pretrained CLIP",
-        where=source,
-        remedy="Name a run's folder (runs/latest), a checkpoint file, or a tag such as ViT-B-16/openai.",
+    vectors = vectors_fingerprint({"fingerprint": fingerprint} | encoder_header(encoder))
+    # The trainers of published methods keep the epoch that is best on test.
+    remark = f"in the format of the published code of {weights.method}, which chooses on test"
+    origin = Origin(
+        description=f"{source}, {remark if weights.method else 'not fine-tuned'}",
+        fingerprint=fingerprint,
+        vectors=vectors,
+        selected_on="test" if weights.method else "none",
     )
+    return encoder, origin

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, read_checkpoint, read_header
+from tiprctl.checkpoint import OBJECTIVES, load_encoder, read_checkpoint
+from tiprctl.checkpoint_file import find_source, is_own, read_header
 from tiprctl.config import ModelConfig, from_dict, to_dict
 from tiprctl.errors import InputError
 from tiprctl.models.bert_weights import find_sizes, load_bert
@@ -32,7 +33,6 @@ from tiprctl.models.weights import (
 )
 from tiprctl.objectives.base import Objective
 from tiprctl.recipes import RECIPES
-from tiprctl.sources import find_source
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from tiprctl.checkpoint import (
     encoder_header,
     load_weights,
     read_checkpoint,
-    read_header,
     save_checkpoint,
     weights_fingerprint,
 )
+from tiprctl.checkpoint_file import read_header
 from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.batches import TrainingBatches, step_generator
 from tiprctl.data.captions import captions_origin
@@ -64,7 +64,8 @@ ROOM = (
 )
 REPEATABLE = (
     "--deterministic: kernels whose sums depend on the order of threads, and cuDNN's search for the fastest ones, are "
-    "off, and new memory is filled. A step may take longer."
+    "off, and new memory is filled. A step may take longer: `python benchmarks/train_step.py --deterministic` measures by "
+    "how much."
 )
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""

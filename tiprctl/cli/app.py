@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,8 +29,8 @@ JOBS = ("train", "eval")
 """The commands that several processes carry out together."""
 
 
-class Program(TyperGroup):
-    """The group of commands: turns errors into messages and exit codes, for the shell and for tests alike."""
+class Commands(TyperGroup):
+    """A group of commands."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
@@ -38,6 +38,10 @@ class Program(TyperGroup):
             # Every option has its variable; naming each in the help would bury the help.
             parameter.show_envvar = False
         return command
+
+
+class Program(Commands):
+    """The group of all commands: turns errors into messages and exit codes, for the shell and for tests alike."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -92,7 +96,7 @@ def root(
 
 
 def _settings(file: Path, ctx: typer.Context) -> dict[str, dict[str, Any]]:
-    """The parameters that `tiprctl.toml` in the working folder sets: one table a command.
+    """The parameters that `tiprctl.toml` in the working folder sets: a table for each command, as in [index.add].
 
     Raises:
         UsageError: the file is not TOML, or names a command or an option that does not exist.
@@ -105,20 +109,30 @@ def _settings(file: Path, ctx: typer.Context) -> dict[str, dict[str, Any]]:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"Not valid TOML: {error}", where=file, remedy="Mend the file or remove it.") from error
-    commands = ctx.command.list_commands(ctx)
-    return {
-        _known("command", name, commands, file): _parameters(name, table, ctx.command.get_command(ctx, name), file)
-        for name, table in tables.items()
-    }
+    return _tables(tables, ctx.command, ctx, file)
 
 
-def _parameters(name: str, table: Any, command: Any, file: Path) -> dict[str, Any]:
+def _tables(tables: dict[str, Any], group: Any, ctx: typer.Context, file: Path, prefix: str = "") -> dict[str, Any]:
+    """The tables of a group's commands; those of a group within it, as in [index.add], have its name in front."""
+    where = f"{file}, [{prefix.removesuffix('.')}]" if prefix else file
+    commands = group.list_commands(ctx)
+    mapped = {}
+    for name, table in tables.items():
+        command = group.get_command(ctx, _known("command", name, commands, where))
+        full = prefix + name
+        if not isinstance(table, dict):
+            raise UsageError(f"{full!r} is no table", where=file, remedy=f"Write [{full}] and its options below it.")
+        if isinstance(command, TyperGroup):
+            mapped[name] = _tables(table, command, ctx, file, f"{full}.")
+        else:
+            mapped[name] = _parameters(table, command, f"{file}, [{full}]")
+    return mapped
+
+
+def _parameters(table: dict[str, Any], command: Any, where: str) -> dict[str, Any]:
     """A command's table by the names of its parameters; the file has them as the flags do, with - or _."""
-    if not isinstance(table, dict):
-        raise UsageError(f"{name!r} is no table", where=file, remedy=f"Write [{name}] and its options below it.")
     names = {one.opts[0].lstrip("-").replace("-", "_"): one.name for one in command.params}
-    place = f"{file}, [{name}]"
-    return {names[_known("option", key.replace("-", "_"), names, place)]: value for key, value in table.items()}
+    return {names[_known("option", key.replace("-", "_"), names, where)]: value for key, value in table.items()}
 
 
 def _known(kind: str, name: str, choices: Iterable[str], where: str | Path) -> str:
@@ -187,6 +201,14 @@ def _register() -> None:
         "demo": demo.demo,
     }.items():
         app.command(name)(command(function, alone=name not in JOBS))
+
+
+def _register_group(name: str, summary: str, functions: Mapping[str, Callable[..., None]]) -> None:
+    """Add commands under a name of their own, as in `tiprctl index add`."""
+    group = typer.Typer(cls=Commands, name=name, help=summary, no_args_is_help=True)
+    for command_name, function in functions.items():
+        group.command(command_name)(command(function))
+    app.add_typer(group)
 
 
 _register()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiprctl.checkpoint import OBJECTIVES, is_own, load_encoder, load_weights, read_checkpoint
+from tiprctl.checkpoint import OBJECTIVES, load_encoder, load_weights, read_checkpoint
+from tiprctl.checkpoint_file import find_source, is_own
 from tiprctl.config import TrainConfig, from_dict
 from tiprctl.data.batches import Batch
 from tiprctl.errors import UsageError
@@ -25,7 +26,6 @@ from tiprctl.objectives.composition import build_objective
 from tiprctl.objectives.tir import TextGuidedRestoration
 from tiprctl.pixels import denormalise, normalise
 from tiprctl.shares import Share
-from tiprctl.sources import find_source
 from tiprctl.tokenizer import Tokenizer, clean
 
 TIR = TextGuidedRestoration.name

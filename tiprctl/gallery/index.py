@@ -140,7 +140,7 @@ class _Store:
 
     def __init__(self, cache: Path, root: Path, embedder: VectorModel):
         folder = str(root.resolve())
-        identity = (_FORMAT, embedder.fingerprint, embedder.width, tuple(embedder.image_size), folder)
+        identity = (_FORMAT, embedder.fingerprint, embedder.precision, embedder.width, tuple(embedder.image_size), folder)
         self.folder = cache / "galleries" / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
         columns = [("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())]
         columns.append(("vector", pa.list_(pa.float32(), embedder.width)))

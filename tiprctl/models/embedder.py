@@ -18,6 +18,7 @@ from tiprctl.models.tokens import Tokens
 from tiprctl.pixels import normalise
 from tiprctl.precision import amp_dtype, autocast
 from tiprctl.tokenizer import Tokenizer, row_lengths
+from tiprctl.vector_model import Precision
 
 TEXT_BATCH = 256
 
@@ -26,13 +27,16 @@ TEXT_BATCH = 256
 class Origin:
     """Where an encoder comes from.
 
-    `description` says it to people; `fingerprint` is that of the weights; `config`, the data (`dataset`, its folder,
-    its manifest's fingerprint), `tagger` (what told its captions' nouns, where it needed to know them) and
-    `selected_on` (the split that chose the epoch) are the run's, None without one.
+    `description` says it to people, `source` is how they name it; `fingerprint` is that of the weights, `vectors` that
+    of all that its vectors depend on; `config`, the data (`dataset`, its folder, its manifest's fingerprint), `tagger`
+    (what told its captions' nouns, where it needed to know them) and `selected_on` (the split that chose the epoch) are
+    the run's, None without one.
     """
 
     description: str = ""
+    source: str = ""
     fingerprint: str = ""
+    vectors: str = ""
     config: TrainConfig | None = None
     dataset: str | None = None
     data_root: Path | None = None
@@ -75,9 +79,19 @@ class Embedder:
         return self.encoder.tokenizer
 
     @property
+    def source(self) -> str:
+        """How a user names it again."""
+        return self.origin.source
+
+    @property
     def fingerprint(self) -> str:
-        """The key of caches of its vectors: the weights and the precision they are used with."""
-        return f"{self.origin.fingerprint}-{str(self.dtype or torch.float32).removeprefix('torch.')}"
+        """Changes with whatever changes its vectors, but for the precision."""
+        return self.origin.vectors
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Images `(B, H, W, 3)` uint8 of `image_size` to float32 `(B, width)`, rows of unit length."""
