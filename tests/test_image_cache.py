@@ -33,7 +33,7 @@ from tiprctl.data.manifest import write_manifest
 from tiprctl.errors import ImageError, InputError
 from tiprctl.evaluation import EvaluationData
 from tiprctl.files import sole_writer
-from tiprctl.images import load_pixels
+from tiprctl.pixels import load_pixels
 from tiprctl.progress import Listener
 from tiprctl.training import Trainer
 

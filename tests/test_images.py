@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tiprctl import pixels as by_torch
 from tiprctl.errors import ImageError
-from tiprctl.images import MAX_PIXELS, load_pixels, open_image
+from tiprctl.images import MAX_PIXELS, load_pixels, open_image, read_content
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ def message(path: Path) -> str:
         open_image(path)
     with pytest.raises(ImageError, match=caught.value.what[:20]):
         load_pixels(path, (64, 32))
+    with pytest.raises(ImageError, match=caught.value.what[:20]):
+        load_pixels(path, (64, 32), content=read_content(path))
     assert caught.value.where == str(path)
     assert caught.value.remedy
     return caught.value.what
@@ -93,7 +96,8 @@ def test_animated_gif_gives_its_first_frame(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.gif"), np.full((5, 6, 3), (255, 0, 0)))
 
 
-def test_load_pixels_is_antialiased_and_writable(tmp_path):
+@pytest.mark.parametrize("load_pixels", [load_pixels, by_torch.load_pixels])
+def test_load_pixels_is_antialiased_and_writable(tmp_path, load_pixels):
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -106,14 +110,15 @@ def test_load_pixels_is_antialiased_and_writable(tmp_path):
 
 
 @pytest.mark.parametrize("source", [(48, 24), (150, 60), (700, 250), (16, 200)])
-def test_load_pixels_is_within_a_grey_level_of_pillow(tmp_path, source):
+def test_resizing_by_torch_is_within_a_grey_level_of_pillow(tmp_path, source):
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (*source, 3), np.uint8))
     picture.save(tmp_path / "a.png")
     expected = np.asarray(picture.resize((32, 96), Image.Resampling.BILINEAR), int)
-    difference = np.abs(load_pixels(tmp_path / "a.png", (96, 32)).astype(int) - expected)
+    difference = np.abs(by_torch.load_pixels(tmp_path / "a.png", (96, 32)).astype(int) - expected)
     assert difference.max() <= 1
     assert difference.mean() < 0.25
+    np.testing.assert_array_equal(load_pixels(tmp_path / "a.png", (96, 32)), expected)
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (64, 32)), (6, (32, 64)), (6, (64, 16))])

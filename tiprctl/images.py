@@ -5,8 +5,9 @@ from __future__ import annotations
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -44,36 +45,71 @@ def open_image(path: str | Path) -> Image.Image:
         return upright.copy() if upright is image else upright
 
 
-def load_pixels(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """An image file's upright pixels, uint8 `(H, W, 3)`, resized to `size` = (H, W) by antialiased bilinear filtering.
+def resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a picture, uint8 `(H, W, 3)`, resized to `size` = (H, W) by antialiased bilinear filtering."""
+    height, width = size
+    # A copy, since what Pillow lends cannot be written to.
+    return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def load_pixels(
+    path: str | Path,
+    size: tuple[int, int],
+    *,
+    content: bytes | None = None,
+    resize: Callable[[Image.Image, tuple[int, int]], np.ndarray] = resized,
+) -> np.ndarray:
+    """An image file's upright pixels, uint8 `(H, W, 3)`, resized to `size` = (H, W).
 
     A JPEG at least four times larger than `size` in both directions is decoded at half, quarter or eighth scale,
     never below twice `size`: much quicker, and the result is within two grey levels of a full decoding on average.
 
-    Pillow decodes, because it is silent about harmless damage, which torchvision's decoder reports on stderr; torch
-    resizes, within one grey level of what Pillow does and in less time.
+    Pillow decodes, because it is silent about harmless damage, which torchvision's decoder reports on stderr.
+
+    Args:
+        content: the file's content, where it has been read already.
+        resize: does the resizing.
 
     Raises:
         ImageError: as `open_image`.
     """
     height, width = size
-    with _opened(Path(path)) as image:
+    with _opened(Path(path), content) as image:
         wanted = (width * _DRAFT_MARGIN, height * _DRAFT_MARGIN)
         if image.format == "JPEG":
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
             image.draft(None, wanted[::-1] if sideways else wanted)
-        return _resized(np.array(_upright_rgb(image)), size)
+        return resize(_upright_rgb(image), size)
+
+
+def read_content(path: str | Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: it is missing, empty, no file, or cannot be read.
+    """
+    with _refusing_damage(Path(path)):
+        _refuse_odd_files(Path(path))
+        return Path(path).read_bytes()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """The opened, not yet decoded image; whatever goes wrong until the block ends becomes an `ImageError`."""
-    try:
-        _refuse_odd_files(path)
-        with Image.open(path) as image:
+    with _refusing_damage(path):
+        if content is None:
+            _refuse_odd_files(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path)
             yield image
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in the block into an `ImageError`."""
+    try:
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except Image.UnidentifiedImageError as error:
@@ -116,16 +152,6 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, BACKGROUND)
         return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The pixels `(h, w, 3)` uint8 resized to `size`."""
-    # Here alone, since those who open images for a contact sheet load no torch.
-    import torch
-    from torch.nn.functional import interpolate
-
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return interpolate(planes, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

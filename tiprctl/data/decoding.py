@@ -18,8 +18,8 @@ from tiprctl.cores import cores
 from tiprctl.data.image_cache import ImageCache, find_image_cache
 from tiprctl.data.manifest import Split
 from tiprctl.errors import ImageError
-from tiprctl.images import load_pixels
 from tiprctl.interrupt import ignore_interrupt
+from tiprctl.pixels import load_pixels
 from tiprctl.transfer import staged
 
 MEMORY_BYTES = 1 << 30

@@ -23,9 +23,9 @@ from tiprctl.data.image_file import DAMAGE, ImageFile, Layout, RowWriter, all_fi
 from tiprctl.data.manifest import Manifest, Split
 from tiprctl.errors import InputError
 from tiprctl.files import being_written, sole_writer, spell_bytes
-from tiprctl.images import load_pixels
 from tiprctl.interrupt import StopFlag, stop_signal
 from tiprctl.meter import ResumedMeter
+from tiprctl.pixels import load_pixels
 
 _SAVE_EVERY = 256
 """Images between two saves: all that a killed run loses."""
