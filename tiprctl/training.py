@@ -64,8 +64,8 @@ ROOM = (
 )
 REPEATABLE = (
     "--deterministic: kernels whose sums depend on the order of threads, and cuDNN's search for the fastest ones, are "
-    "off, and new memory is filled. A step may take longer: `python benchmarks/train_step.py --deterministic` measures by "
-    "how much."
+    "off, and new memory is filled. A step may take longer: `python benchmarks/train_step.py "
+    "--deterministic` measures by how much."
 )
 CHECK_EVERY = 20
 """Steps between two looks at the losses: each look waits for the device."""
