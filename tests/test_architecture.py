@@ -15,6 +15,7 @@ FLOORS = (
         "tiprctl.losses",
         "tiprctl.metrics",
         "tiprctl.tokenizer",
+        "tiprctl.wordpiece",
         "tiprctl.token_masking",
         "tiprctl.prompts",
         "tiprctl.errors",

@@ -103,7 +103,7 @@ def test_fingerprint_of_a_tokenizer_tells_its_merges_and_their_order():
 
 def test_fingerprint_of_a_word_piece_tokenizer_tells_its_vocabulary_and_context():
     pytest.importorskip("tokenizers")
-    from tiprctl.models.bert import WordPieceTokenizer
+    from tiprctl.wordpiece import WordPieceTokenizer
 
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     made = [WordPieceTokenizer([*special, word], length) for word, length in (("red", 9), ("blue", 9), ("red", 8))]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tiprctl.config import from_dict
 from tiprctl.errors import InputError
-from tiprctl.models.bert import Bert, BertSizes, library
+from tiprctl.models.bert import Bert, BertSizes
 from tiprctl.models.registry import await_host
 from tiprctl.models.weights import read_weights
 

@@ -193,7 +193,8 @@ class Attention(nn.Module):
 
     def at(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
         """What `forward` makes of the token at `place` (B,) alone, `(B, W)`; it sees what is `visible` (B, L)."""
-        width, rows = x.shape[2], torch.arange(len(x), device=x.device)
+        # Not len(x): an export would take the size of its batch for that of all batches.
+        width, rows = x.shape[2], torch.arange(x.shape[0], device=x.device)
         query_weight, context_weight = self.in_proj_weight.tensor_split([width])
         query_bias, context_bias = self.in_proj_bias.tensor_split([width])
         (query,) = self._heads(F.linear(x[rows, place], query_weight, query_bias)[:, None], 1)
@@ -214,7 +215,7 @@ class Attention(nn.Module):
         (query_weight, key_weight), (query_bias, key_bias) = (
             parameter.split(width)[:2] for parameter in (self.in_proj_weight, self.in_proj_bias)
         )
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         query = F.linear(x[rows, place], query_weight, query_bias).unflatten(1, (self.heads, 1, -1))
         key = F.linear(x, key_weight, key_bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
         scores = (query @ key.transpose(2, 3)).squeeze(2).float() * query.shape[-1] ** -0.5
@@ -246,7 +247,7 @@ class Block(nn.Module):
 
     def at(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
         """What `forward` makes of the token at `place` (B,) alone, `(B, W)`; see `Attention.at`."""
-        token = x[torch.arange(len(x), device=x.device), place] + self.attn.at(self.ln_1(x), place, visible)
+        token = x[torch.arange(x.shape[0], device=x.device), place] + self.attn.at(self.ln_1(x), place, visible)
         return token + self.mlp(self.ln_2(token))
 
     def gaze(self, x: Tensor, place: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -340,7 +341,7 @@ class VisionTransformer(nn.Module):
         x = self._embed(pixels, keep)
         if not whole_only:
             return self._project(self.transformer(x))
-        class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        class_token = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
         return self._project(self.transformer.at(x, class_token))
 
     def attend(self, pixels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -443,7 +444,7 @@ class Clip(nn.Module):
 
         With `whole_only` the class token comes without the others.
         """
-        place = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+        place = torch.zeros(pixels.shape[0], dtype=torch.long, device=pixels.device)
         if not attention:
             return Tokens(self.encode_image(pixels, whole_only=whole_only), place, complete=not whole_only)
         values, gaze = self.visual.attend(pixels, place)

@@ -32,7 +32,7 @@ class Tokens:
     @cached_property
     def whole(self) -> Tensor:
         """The global token, `(B, D)`."""
-        return self.values[torch.arange(len(self.values), device=self.values.device), self.place]
+        return self.values[torch.arange(self.values.shape[0], device=self.values.device), self.place]
 
     @cached_property
     def local(self) -> Tensor:
