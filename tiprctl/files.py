@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EISDIR
+from errno import EISDIR, ENOTDIR
 from pathlib import Path
 from typing import TextIO
 
@@ -46,6 +46,36 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that replaces it, files only, when the block ends well.
+
+    Everything is flushed to disk before the rename, so `target` holds either its old or its new files, whole; between
+    the two it is missing for a moment, since no system exchanges folders. When the block raises, `target` stays.
+
+    Raises:
+        InputError: the folder cannot be written, the disk is full, or `target` is a file.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp") as name:
+            temporary = Path(name, "new")
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                file.chmod(0o666 & ~_umask())
+                _flush(file)
+            if target.exists():
+                target.rename(Path(name, "old"))
+            temporary.rename(target)
+            _flush(target.parent)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+import ctypes
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
+from tiprctl.errors import InputError
+from tiprctl.exported import CARD, REMEDY, ExportedModel, knows_gpu, read_card
+from tiprctl.runs import RUN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,6 +20,9 @@ if TYPE_CHECKING:
     from tiprctl.tokenizer import Tokenizer
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+EXPORTS = Path("exports")
+"""Where the exports of models lie that belong to no run."""
 
 
 class VectorModel(Protocol):
@@ -48,3 +60,103 @@ class VectorModel(Protocol):
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """B sentences to float32 `(B, width)`."""
+
+
+def load_vector_model(
+    source: str | Path | None,
+    *,
+    device: str | None = None,
+    bulk: bool = False,
+    tell: Callable[[str], object] = lambda text: None,
+) -> VectorModel:
+    """The model of that name to embed with: its export where there is one that fits, else the encoder by torch.
+
+    An export runs on the processor, where it starts in a tenth of the time of torch and is as fast or faster. Who
+    embeds in `bulk` gets torch all the same where there is a CUDA device that this onnxruntime cannot use; where it
+    can, the export runs there. So does who names a `device` other than cpu.
+
+    Args:
+        source: as for `find_source`; the folder of an export too, which then needs nothing else.
+        device: as for `find_device`.
+        tell: is told why an export that is there is not used.
+
+    Raises:
+        UsageError, InputError: there is no such model, or it cannot be read.
+    """
+    if device in (None, "cpu"):
+        exported = _find_export(source, tell)
+        if exported and not (bulk and device is None and _better_on_cuda()):
+            return ExportedModel(exported, gpu=bulk and device is None)
+    from tiprctl.precision import find_device
+    from tiprctl.sources import load_embedder
+
+    return load_embedder(source, device=find_device(device))
+
+
+def export_folder(source: str | Path | None) -> Path:
+    """Where the export of a model lies: in its run's folder, or else in a folder of its name under `exports`.
+
+    Raises:
+        UsageError, InputError: as `find_source`.
+    """
+    file = find_source(source)
+    if file is not None and (file.parent / RUN).is_file():
+        return file.parent / "export"
+    return EXPORTS / re.sub(r"[^\w.-]+", "-", str(source) if file is None else file.stem).strip("-")
+
+
+def stamp(source: str) -> list[int] | None:
+    """Size and time (ns) of the file of a published CLIP, `FILE` or `ViT-B-16/FILE`; None of a tag, which has no file.
+
+    An export of it is known by that to be out of date.
+    """
+    for file in (Path(source), Path(source.partition("/")[2])):
+        if file.is_file():
+            status = file.stat()
+            return [status.st_size, status.st_mtime_ns]
+    return None
+
+
+def _find_export(source: str | Path | None, tell: Callable[[str], object]) -> Path | None:
+    """The folder of an export of that model, if there is one that fits it.
+
+    What is found but cannot be used is told, unless the folder itself was named.
+
+    Raises:
+        UsageError, InputError: as `find_source`.
+    """
+    if source is not None and (Path(source) / CARD).is_file():
+        return Path(source)
+    folder = export_folder(source)
+    if not (folder / CARD).is_file():
+        return None
+    try:
+        fits = _fits(read_card(folder), source)
+    except InputError as error:
+        tell(f"{error.what}: {error.where}. It is not used. {error.remedy}")
+        return None
+    if not fits:
+        tell(f"The export is not of this model as it is now: {folder}. It is not used. {REMEDY}")
+    return folder if fits else None
+
+
+def _fits(card: dict[str, Any], source: str | Path | None) -> bool:
+    """Whether an export was made of what `source` means now."""
+    file = find_source(source)
+    if file is not None and is_own(file):
+        return card["fingerprint"] == vectors_fingerprint(read_header(file))
+    return (card["source"], card["weights"]) == (named_again(source, file), stamp(str(source)))
+
+
+def _better_on_cuda() -> bool:
+    """Whether torch finds a CUDA device that this onnxruntime cannot use."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        # Without a driver there is no device, and torch need not be imported to tell.
+        return False
+    if knows_gpu():
+        return False
+    import torch
+
+    return torch.cuda.is_available()

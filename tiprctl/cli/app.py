@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def _register() -> None:
-    from tiprctl.cli import ablate, augment, compare, demo, eval, explain, prepare, query, train
+    from tiprctl.cli import ablate, augment, compare, demo, eval, explain, export, prepare, query, train
 
     for name, function in {
         "prepare": prepare.prepare,
@@ -198,6 +198,7 @@ def _register() -> None:
         "compare": compare.compare,
         "query": query.query,
         "explain": explain.explain,
+        "export": export.export,
         "demo": demo.demo,
     }.items():
         app.command(name)(command(function, alone=name not in JOBS))

@@ -18,6 +18,7 @@ from tiprctl.errors import InputError
 from tiprctl.models.bert import Bert, BertSizes
 from tiprctl.models.registry import await_host
 from tiprctl.models.weights import read_weights
+from tiprctl.wordpiece import library
 
 SIZES, WEIGHTS, VOCABULARIES = "config.json", "model.safetensors", ("vocab.txt", "tokenizer.json")
 """The files of a folder of BERT weights; of the vocabularies one is enough."""
