@@ -7,11 +7,12 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tiprctl.errors import ImageError
 
@@ -91,6 +92,20 @@ def read_content(path: str | Path) -> bytes:
     with _refusing_damage(Path(path)):
         _refuse_odd_files(Path(path))
         return Path(path).read_bytes()
+
+
+def exif_time(content: bytes) -> datetime | None:
+    """When the picture in a file's content was taken, by its EXIF: the clock of the camera that took it.
+
+    An offset from UTC that may stand beside it is left aside, since it is the camera's own clock that is asked for.
+    """
+    try:
+        with _opened(Path(), content) as image:
+            exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
+            return datetime.strptime(str(exif.get(ExifTags.Base.DateTimeOriginal)).rstrip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except ImageError:
+        # Without EXIF, or a camera whose clock was never set, there is no such time either.
+        return None
 
 
 @contextmanager

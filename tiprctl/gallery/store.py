@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from tiprctl.errors import InputError, UsageError
@@ -43,6 +44,10 @@ class Written:
 
     inserted: int
     updated: int
+
+    @property
+    def rows(self) -> int:
+        return self.inserted + self.updated
 
 
 class GalleryStore:
@@ -154,6 +159,24 @@ class GalleryStore:
             merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
             done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
             return Written(done["num_inserted_rows"], done["num_updated_rows"])
+
+    def revise(self, rows: pa.Table) -> int:
+        """Give other values to the columns of rows that there are, by their paths; how many there were."""
+        if not len(rows):
+            return 0
+        fields = [self.schema.field(name) for name in rows.column_names]
+        with faults(self.uri, _WRITE):
+            merge = self.dataset.merge_insert(KEY).when_matched_update_all().retry_timeout(_PATIENCE)
+            return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
+
+    def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
+        listed = ", ".join(f"'{bytes.fromhex(one).hex()}'" for one in hashes)
+        found: dict[str, np.ndarray] = {}
+        for batch in self.scan(["hash", VECTOR], f"hash IN ({listed})") if listed else ():
+            matrix = batch[VECTOR].flatten().to_numpy().reshape(len(batch), -1)
+            found.update(zip(batch["hash"].to_pylist(), matrix))
+        return found
 
     def remove(self, paths: Iterable[str]) -> int:
         """Take out the rows of these paths; how many there were."""

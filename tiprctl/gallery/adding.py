@@ -1,0 +1,240 @@
+"""Bringing a gallery up to date with images: what is new is embedded, what is known is left alone, what is gone goes.
+
+All of it can be stopped at any time and given again: what was committed stays, and is not read another time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tiprctl.errors import UsageError
+from tiprctl.gallery.comparing import Comparison, Inventory
+from tiprctl.gallery.digests import DigestSet
+from tiprctl.gallery.embedding import embed_images
+from tiprctl.gallery.listing import ROWS_AT_ONCE, ImageFile, Listing, Unreadable
+from tiprctl.gallery.metadata import Describer, Unmatched, key_of
+from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.work import Work
+from tiprctl.gallery.writing import RowWriter
+from tiprctl.vector_model import VectorModel
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], Any]]]
+"""Takes the number of images to read, gives a context with a function to call with each number done."""
+
+
+class EmbeddingInterrupted(KeyboardInterrupt):
+    """Ctrl-C while images were embedded: `kept` of the `total` new ones are in the gallery."""
+
+    def __init__(self, kept: int, total: int):
+        super().__init__(f"{kept:,} of {total:,} new images are embedded and kept")
+        self.kept = kept
+        self.total = total
+
+
+@dataclass
+class Changes:
+    """What became of a gallery's rows.
+
+    Attributes:
+        images: how many images were listed.
+        unchanged: those that had their row, and were not read.
+        added: rows that are new.
+        updated: rows that replaced one of the same path.
+        reused: how many of both took a vector that the gallery had, since only the file's name or time is new.
+        elsewhere: images that another process added meanwhile.
+        removed: rows taken out.
+        unreadable: what was skipped, from the listing on; none of it has a row.
+        unmatched: patterns that tell nothing of some images.
+    """
+
+    images: int
+    unchanged: int = 0
+    added: int = 0
+    updated: int = 0
+    reused: int = 0
+    elsewhere: int = 0
+    removed: int = 0
+    unreadable: list[Unreadable] = field(default_factory=list)
+    unmatched: list[Unmatched] = field(default_factory=list)
+
+    @property
+    def embedded(self) -> int:
+        """How many images the model saw."""
+        return self.added + self.updated - self.reused
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How images are read.
+
+    Attributes:
+        describer: tells the columns beside the vector.
+        batch_size: images that the model takes at once.
+        workers: threads that decode; None takes one a core.
+        progress: told of each image that is done.
+    """
+
+    describer: Describer = field(default_factory=Describer)
+    batch_size: int = 64
+    workers: int | None = None
+    progress: Progress = lambda total: nullcontext(lambda done: None)
+
+
+def add(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner = Manner()) -> Changes:
+    """Embed the images that are new or changed since they were embedded; no row is taken out but theirs.
+
+    Several processes may add at once: each skips what another has committed.
+
+    Raises:
+        EmbeddingInterrupted: Ctrl-C; what was embedded is kept.
+        EngineError: the gallery cannot be written; what was committed is kept.
+        UsageError: the gallery is of another model, a column does not fit, or a pattern matches no image at all.
+        TiprError: the model's vectors are unusable.
+    """
+    inventory = _prepared(store, listing, model, manner)
+    return _Bringing(store, inventory, inventory.compare(store), model, manner).run()
+
+
+def sync(
+    store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner = Manner(), *, drop_many: bool = False
+) -> Changes:
+    """As `add`, and take out the rows of files that are no more in the listed folder.
+
+    A file that moved takes its vector along, and one whose time changed keeps it, by the hash of its content. What
+    could not be looked at, below an unreadable folder, is not taken to be gone.
+
+    Args:
+        drop_many: without it, a folder that lost more than half of its images is refused: it may not be mounted.
+
+    Raises:
+        UsageError: the folder lost that many, or as `add`. As `add` otherwise.
+    """
+    inventory = _prepared(store, listing, model, manner)
+    comparison = inventory.compare(store)
+    lost = len(comparison.gone) - len(comparison.new)
+    if lost * 2 > comparison.rows and not drop_many:
+        raise UsageError(
+            f"{lost:,} of the {comparison.rows:,} images that the gallery has of this folder are no more",
+            where=listing.root,
+            remedy="Is it mounted, and the right one? If they are to be dropped from the gallery, say so with --yes.",
+        )
+    changes = _Bringing(store, inventory, comparison, model, manner).run()
+    changes.removed += store.remove(comparison.gone)
+    return changes
+
+
+def describe_again(store: GalleryStore, listing: Listing, manner: Manner) -> int:
+    """Tell the columns of the listed images anew that have a row which is up to date; how many there are.
+
+    Their vectors stay. Raises as `add`.
+    """
+    store.add_columns(manner.describer.types)
+    inventory = Inventory(listing)
+    places = np.setdiff1d(np.arange(len(listing.images)), inventory.compare(store).wanted)
+    images = listing.images.take(places)
+    with manner.progress(len(images)) as advance:
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            some = images[start : start + ROWS_AT_ONCE]
+            store.revise(manner.describer.facts(list(some), listing.root, inventory.root))
+            advance(len(some))
+    return len(images)
+
+
+def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner) -> Inventory:
+    store.check_model(model)
+    store.add_columns(manner.describer.types)
+    store.refresh()
+    return Inventory(listing)
+
+
+class _Bringing:
+    """One run of bringing a gallery up to date."""
+
+    def __init__(
+        self, store: GalleryStore, inventory: Inventory, comparison: Comparison, model: VectorModel, manner: Manner
+    ):
+        listing, wanted = inventory.listing, comparison.wanted
+        self.store = store
+        self.inventory = inventory
+        self.comparison = comparison
+        self.model = model
+        self.manner = manner
+        self.total = len(wanted)
+        self.work = Work(listing.images, wanted)
+        self.writer = RowWriter(store, inventory.root, manner.describer)
+        self.failed: list[Unreadable] = []
+        self.changes = Changes(len(listing.images), unchanged=len(listing.images) - self.total)
+        self.next_look = 0.0
+
+    def run(self) -> Changes:
+        self._check_patterns()
+        try:
+            with self.manner.progress(self.total) as advance:
+                self._embed(self.work, advance, self.comparison.reusable)
+                self.writer.commit()
+                self._embed(iter(self.writer.left_over), advance)
+        except KeyboardInterrupt as interrupt:
+            self.writer.commit()
+            raise EmbeddingInterrupted(self.writer.written.rows, self.total) from interrupt
+        finally:
+            self.writer.commit()
+        return self._finished()
+
+    def _check_patterns(self) -> None:
+        """Tell of patterns that do not match; one that matches no image of a new folder is a mistake."""
+        self.changes.unmatched = self.manner.describer.unmatched(self.inventory.keys(self.comparison.wanted))
+        for one in self.changes.unmatched:
+            if one.count == one.of and not self.comparison.rows:
+                raise UsageError(
+                    str(one), where=f"--{one.pattern.fact}-from", remedy="It is compared with the end of each path."
+                )
+
+    def _embed(
+        self, images: Iterable[ImageFile], advance: Callable[[int], Any], reusable: DigestSet | None = None
+    ) -> None:
+        """Embed the images, or take what can be reused, into the writer."""
+        batches = embed_images(
+            self.inventory.listing.root,
+            images,
+            self.model,
+            batch_size=self.manner.batch_size,
+            workers=self.manner.workers,
+            known=reusable,
+            read_time=self.manner.describer.read_time,
+        )
+        with closing(batches):
+            for batch in batches:
+                self.failed += batch.unreadable
+                committed = self.writer.add(batch)
+                advance(len(batch))
+                if committed and self.writer.crossed:
+                    advance(self._leave_to_others())
+
+    def _leave_to_others(self) -> int:
+        """Skip what other processes committed meanwhile, and go on elsewhere than where they are; how many it was.
+
+        Looking takes no more than a tenth of the time.
+        """
+        begun = time.monotonic()
+        if begun < self.next_look:
+            return 0
+        skipped = self.work.keep(self.inventory.compare(self.store).wanted)
+        self.work.go_elsewhere()
+        self.changes.elsewhere += skipped
+        self.next_look = time.monotonic() + 9 * (time.monotonic() - begun)
+        return skipped
+
+    def _finished(self) -> Changes:
+        """The changes, once the rows of files that cannot be read any more are out."""
+        changes, written = self.changes, self.writer.written
+        changes.added, changes.updated, changes.reused = written.inserted, written.updated, self.writer.reused
+        changes.unreadable = [*self.inventory.listing.unreadable, *self.failed]
+        if self.comparison.rows:
+            changes.removed = self.store.remove(key_of(self.inventory.root, one.path) for one in self.failed)
+        return changes
