@@ -16,6 +16,7 @@ from tiprctl.models.clip import Clip, ClipConfig
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.prompts import Prompts
 from tiprctl.recipes import RECIPES
+from tiprctl.runs import BEST, RESULT, RUN, write_json
 from tiprctl.shares import Share
 
 CLIP = ClipConfig(
@@ -49,6 +50,24 @@ def checkpoint(manifest: Manifest, file: Path, head: str = "global", seed: int =
     header |= {"data_fingerprint": manifest.fingerprint} | encoder_header(encoder)
     save_checkpoint(file, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
     return file.name
+
+
+def run_folder(folder: Path, encoder: DualEncoder, fingerprint: str = "abc") -> Path:
+    """A finished run's folder as `tiprctl train` would leave it, with this encoder."""
+    info = {"config": to_dict(recipe()), "dataset": "d", "data_root": "data/d", "data_fingerprint": "f"}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RUN, info)
+    write_json(folder / RESULT, {"finished": "2026-01-01T00:00:00+00:00"})
+    header = info | {"epoch": 1, "selected_on": "val", "fingerprint": fingerprint} | encoder_header(encoder)
+    save_checkpoint(folder / BEST, {f"encoder.{name}": value for name, value in encoder.state_dict().items()}, header)
+    return folder
+
+
+def readable(seed: int = 0, head: str = "global") -> DualEncoder:
+    """As `encoder`, with the vocabulary of CLIP's tokenizer."""
+    clip = Clip(replace(CLIP, vocab_size=49408))
+    clip.initialise(torch.Generator().manual_seed(seed))
+    return DualEncoder(clip, head)
 
 
 @dataclass

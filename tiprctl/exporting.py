@@ -160,10 +160,14 @@ def _in_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
     del nodes[start:]
     kept = [*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"]
     half = convert_float_to_float16(graph, keep_io_types=True, op_block_list=kept)
-    # Behind what the converter makes, which rounds also what comes out of operations that it leaves in float32.
+    # The converter rounds also what comes out of operations that it leaves in float32: this one comes after it. And it
+    # writes a cast once for each operation that reads it, always by the same name.
     (output,) = half.graph.output
-    half.graph.node.append(onnx.helper.make_node("LpNormalization", [output.name], [VECTORS], axis=1, p=2))
+    last = onnx.helper.make_node("LpNormalization", [output.name], [VECTORS], axis=1, p=2)
     output.name = VECTORS
+    distinct = {tuple(node.output): node for node in (*half.graph.node, last)}
+    del half.graph.node[:]
+    half.graph.node.extend(distinct.values())
     return half
 
 
