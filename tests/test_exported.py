@@ -163,16 +163,18 @@ def test_torch_embeds_where_it_is_quicker_or_asked_for(monkeypatch):
     assert isinstance(load("runs/a", bulk=True)[0], ExportedModel)
 
 
-def test_cuda_is_looked_for_only_behind_a_driver(monkeypatch):
-    def driver(name):
-        if not present:
+@pytest.mark.parametrize(
+    ("driver", "known", "better"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_cuda_is_looked_for_only_behind_a_driver(monkeypatch, driver, known, better):
+    def library(name):
+        if not driver:
             raise OSError(name)
 
-    monkeypatch.setattr(vector_model.ctypes, "CDLL", driver)
+    monkeypatch.setattr(vector_model.ctypes, "CDLL", library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for present, known, better in ((False, False, False), (True, False, True), (True, True, False)):
-        monkeypatch.setattr(vector_model, "knows_gpu", lambda known=known: known)
-        assert vector_model._better_on_cuda() is better
+    monkeypatch.setattr(vector_model, "knows_gpu", lambda: known)
+    assert vector_model._better_on_cuda() is better
 
 
 def test_an_export_of_a_published_file_is_known_by_its_name_and_its_file(tmp_path, monkeypatch):
