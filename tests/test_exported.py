@@ -190,6 +190,8 @@ def test_an_export_of_a_published_file_is_known_by_its_name_and_its_file(tmp_pat
     assert isinstance(model, ExportedModel)
     assert (model.source, model.fingerprint, told) == (source, expected.fingerprint, [])
     np.testing.assert_allclose(model.embed_texts(["a coat"]), expected.embed_texts(["a coat"]), atol=1e-4)
+    code = f"import sys, tiprctl.vector_model as v; v.load_vector_model({source!r}); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     os.utime("clip.pt", (1, 1))
     model, told = load(source)
     assert isinstance(model, Embedder)

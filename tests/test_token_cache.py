@@ -86,7 +86,7 @@ def test_other_texts_or_another_tokenizer_are_not_mistaken(tmp_path, calls):
     other = [*TEXTS[:-1], "?"]
     np.testing.assert_array_equal(cache.token_ids("train", other), TOKENIZER(other))
     assert len(files(tmp_path)) == 1
-    letters = BytePairTokenizer([("r", "e"), ("re", "d</w>")])
+    letters = BytePairTokenizer(["r e", "re d</w>"])
     np.testing.assert_array_equal(TokenCache(tmp_path, letters).token_ids("train", other), letters(other))
     assert len(files(tmp_path)) == 2
     calls.clear()
@@ -95,7 +95,7 @@ def test_other_texts_or_another_tokenizer_are_not_mistaken(tmp_path, calls):
 
 
 def test_fingerprint_of_a_tokenizer_tells_its_merges_and_their_order():
-    pairs = [("a", "b"), ("b", "c")]
+    pairs = ["a b", "b c"]
     prints = [BytePairTokenizer(merges).fingerprint for merges in (pairs, pairs[::-1], pairs[:1], pairs)]
     assert prints[0] == prints[3]
     assert len(set(prints)) == 3

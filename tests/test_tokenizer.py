@@ -90,14 +90,14 @@ def test_survives_pickling_for_worker_processes(tokenizer):
 
 def test_the_cache_is_bounded(monkeypatch):
     monkeypatch.setattr("tiprctl.tokenizer.CACHED_WORDS", 3)
-    small = BytePairTokenizer([("a", "b"), ("ab", "c</w>")])
+    small = BytePairTokenizer(["a b", "ab c</w>"])
     once = [token for word in ("abc", "ab", "ba") for token in small.encode(word)]
     assert small.encode("abc ab ba") == once
     assert len(small._cache) == 3
 
 
 def test_joins_the_pair_of_lowest_rank_first_and_each_of_its_occurrences():
-    small = BytePairTokenizer([("b", "c</w>"), ("a", "b"), ("a", "a")])
+    small = BytePairTokenizer(["b c</w>", "a b", "a a"])
     symbols = {index: symbol for symbol, index in small._ids.items()}
     assert [symbols[token] for token in small.encode("abc abab aaa")] == [
         "a",

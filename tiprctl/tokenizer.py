@@ -91,17 +91,18 @@ class BytePairTokenizer(Tokenizer):
     """CLIP's tokenizer, built from its ordered list of merges.
 
     Args:
-        merges: pairs of symbols, the one to join first in front.
+        merges: pairs of symbols with a space between them, the one to join first in front.
     """
 
     context_length = 77
     maskable = True
 
-    def __init__(self, merges: Sequence[tuple[str, str]]):
+    def __init__(self, merges: Sequence[str]):
         letters = list(_byte_letters().values())
-        symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START_TEXT, END_TEXT]
-        self._ids = {symbol: index for index, symbol in enumerate(symbols)}
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        joined = (pair.replace(" ", "") for pair in merges)
+        symbols = [*letters, *(letter + WORD_END for letter in letters), *joined, START_TEXT, END_TEXT]
+        self._ids = dict(zip(symbols, range(len(symbols))))
+        self._ranks = dict(zip(merges, range(len(merges))))
         self._cache = {text: [self._ids[text]] for text in (START_TEXT, END_TEXT)}
         self.vocab_size = len(symbols)
         self.start = self._ids[START_TEXT]
@@ -112,7 +113,7 @@ class BytePairTokenizer(Tokenizer):
             yield word.start(), self._encode_word(word.group())
 
     def rules(self) -> Iterable[str]:
-        return map(" ".join, self._ranks)
+        return self._ranks
 
     def _encode_word(self, word: str) -> list[int]:
         tokens = self._cache.get(word)
@@ -127,11 +128,15 @@ class BytePairTokenizer(Tokenizer):
         """Join neighbours, the pair of lowest rank first, until no pair of the list is left."""
         symbols = [*symbols[:-1], symbols[-1] + WORD_END]
         while len(symbols) > 1:
-            best = min(pairwise(symbols), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
+            best = min(pairwise(symbols), key=self._rank)
+            if self._rank(best) == len(self._ranks):
                 break
             symbols = list(_join(symbols, best))
         return symbols
+
+    def _rank(self, pair: tuple[str, str]) -> int:
+        """When two neighbours are joined, the lower the earlier; beyond all ranks where they are not."""
+        return self._ranks.get(" ".join(pair), len(self._ranks))
 
 
 @cache
@@ -143,11 +148,12 @@ def default_tokenizer() -> BytePairTokenizer:
     """
     path = _merges_path()
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        # There are more merges than are used; what is not split and decoded does not slow down the start.
+        lines = gzip.decompress(path.read_bytes()).split(b"\n", N_MERGES + 1)[1:]
+        merges = b"\n".join(lines[:N_MERGES]).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise _unusable_merges(f"The tokenizer's list of merges cannot be read: {error}", path) from error
-    merges = [tuple(line.split()) for line in lines[1 : N_MERGES + 1]]
-    if len(merges) != N_MERGES or any(len(pair) != 2 for pair in merges):
+    if len(merges) != N_MERGES or any(pair.count(" ") != 1 for pair in merges):
         raise _unusable_merges("The tokenizer's list of merges is damaged", path)
     return BytePairTokenizer(merges)
 

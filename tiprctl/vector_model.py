@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
 from tiprctl.errors import InputError
 from tiprctl.exported import CARD, REMEDY, ExportedModel, knows_gpu, read_card
-from tiprctl.runs import RUN
+from tiprctl.runs import LATEST, RUN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +97,9 @@ def export_folder(source: str | Path | None) -> Path:
     """Where the export of a model lies: in its run's folder, or else in a folder of its name under `exports`.
 
     Raises:
-        UsageError, InputError: as `find_source`.
+        UsageError, InputError: as `find_source`, for what is a folder or a file.
     """
-    file = find_source(source)
+    file = _checkpoint(source)
     if file is not None and (file.parent / RUN).is_file():
         return file.parent / "export"
     return EXPORTS / re.sub(r"[^\w.-]+", "-", str(source) if file is None else file.stem).strip("-")
@@ -123,7 +123,7 @@ def _find_export(source: str | Path | None, tell: Callable[[str], object]) -> Pa
     What is found but cannot be used is told, unless the folder itself was named.
 
     Raises:
-        UsageError, InputError: as `find_source`.
+        UsageError, InputError: as `export_folder`.
     """
     if source is not None and (Path(source) / CARD).is_file():
         return Path(source)
@@ -142,10 +142,19 @@ def _find_export(source: str | Path | None, tell: Callable[[str], object]) -> Pa
 
 def _fits(card: dict[str, Any], source: str | Path | None) -> bool:
     """Whether an export was made of what `source` means now."""
-    file = find_source(source)
+    file = _checkpoint(source)
     if file is not None and is_own(file):
         return card["fingerprint"] == vectors_fingerprint(read_header(file))
     return (card["source"], card["weights"]) == (named_again(source, file), stamp(str(source)))
+
+
+def _checkpoint(source: str | Path | None) -> Path | None:
+    """The checkpoint file that `source` means, None where it is no file or folder.
+
+    Whether it is a published CLIP is left to who loads it, since to tell takes torch.
+    """
+    missing = source is not None and Path(source) != LATEST and not Path(source).exists()
+    return None if missing else find_source(source)
 
 
 def _better_on_cuda() -> bool:
