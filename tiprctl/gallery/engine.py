@@ -3,14 +3,19 @@ remedy."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from textwrap import shorten
 from types import ModuleType
 
 from tiprctl.errors import InputError
+
+_PLACE = re.compile(r", /\S+\.rs:\d+")
 
 
 class EngineError(InputError):
@@ -22,8 +27,10 @@ def lance() -> ModuleType:
     """The module, which takes half as long to import without pandas.
 
     pyarrow.dataset asks whether pandas is there, which imports it. Told no, pyarrow asks again when it is to make a
-    data frame, and then finds it.
+    data frame, and then finds it. Its log is of use to who develops it: warnings are kept from standard error, unless
+    LANCE_LOG asks for them.
     """
+    os.environ.setdefault("LANCE_LOG", "error")
     with _without("pandas"):
         import lance
     return lance
@@ -45,8 +52,9 @@ def faults(uri: str, remedy: str) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """Lance's message without the places in its own source that follow it."""
-    return (str(error).splitlines() or [type(error).__name__])[0].split(", /")[0].strip()
+    """Lance's message in one line, without the places in its own source that follow it."""
+    message = " ".join(_PLACE.split(str(error))[0].split()) or type(error).__name__
+    return shorten(message.removeprefix("Invalid user input: "), 300)
 
 
 def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:

@@ -34,6 +34,8 @@ SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
 _READ = "Index its images again, or restore it from a backup."
 _WRITE = "Free some space or give access to it, then give the same command again: what was committed is kept."
+_READ_AHEAD = 1 << 25
+"""Bytes that a scan holds beside the batch in hand."""
 _PATIENCE = timedelta(minutes=2)
 """How long a change is tried again while others change the same rows."""
 
@@ -139,13 +141,32 @@ class GalleryStore:
             return self.dataset.count_rows(where)
 
     def scan(
-        self, columns: Sequence[str], where: str | None = None, *, batch_rows: int = 8192
+        self,
+        columns: Sequence[str],
+        where: str | None = None,
+        *,
+        batch_rows: int = 8192,
+        scalar_indexes: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """The rows, batch by batch, with their `_rowid`."""
+        """The rows, batch by batch, with their `_rowid`; `scalar_indexes` are what the filter is answered from."""
         with faults(self.uri, _READ):
             yield from self.dataset.scanner(
-                columns=list(columns), filter=where, batch_size=batch_rows, with_row_id=True
+                columns=list(columns),
+                filter=where,
+                batch_size=batch_rows,
+                io_buffer_size=_READ_AHEAD,
+                use_scalar_index=scalar_indexes,
+                with_row_id=True,
             ).to_batches()
+
+    def take(self, row_ids: Iterable[int], columns: Sequence[str]) -> pa.Table:
+        """The rows of these `_rowid`s, with them, in any order."""
+        listed = ", ".join(str(int(row_id)) for row_id in row_ids)
+        with faults(self.uri, _READ):
+            scanner = self.dataset.scanner(
+                columns=list(columns), filter=f"_rowid IN ({listed})" if listed else "false", with_row_id=True
+            )
+            return scanner.to_table()
 
     def put(self, rows: pa.Table) -> Written:
         """Add rows, each in place of the one of the same path, where there is one; columns they lack are null.

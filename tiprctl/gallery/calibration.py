@@ -1,0 +1,70 @@
+"""How thoroughly a gallery's vector index has to be searched: chosen by comparing it with an exact search."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import replace
+
+import numpy as np
+
+from tiprctl.gallery import exact
+from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, nearest
+from tiprctl.gallery.exact import vectors_of
+from tiprctl.gallery.schema import VECTOR
+from tiprctl.gallery.store import GalleryStore
+
+LEAST_RECALL = 0.98
+"""What every search by default settings is to reach."""
+_AIM = 0.995
+"""What is asked of the queries at hand, so that others reach the least."""
+_QUERIES = 64
+"""Of each kind."""
+_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+_REFINES = (2, 4, 8, 16)
+
+
+def calibrate(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None = None) -> Tuning:
+    """The least share of partitions and the fewest rows compared exactly that reach the recall.
+
+    Args:
+        probes: queries `(P, D)` of unit length such as the gallery will be asked, texts among them: these lie elsewhere
+            than crops. Beside them, crops that were moved a little and a lot stand for queries.
+    """
+    kinds = [*_moved_rows(store), *([] if probes is None else [_some(probes)])]
+    queries = np.concatenate(kinds)
+    truth = [set(ids.tolist()) for ids in exact.search(store, queries, CALIBRATED_TOP)]
+    ends = np.cumsum([len(kind) for kind in kinds])[:-1]
+
+    def recall(share: float, refine: int) -> float:
+        """Of the kind of queries that fares worst."""
+        tried = replace(tuning, share=share, refine=refine)
+        found = [_overlap(store, query, tried, best) for query, best in zip(queries, truth)]
+        return min(float(np.mean(kind)) for kind in np.split(np.array(found), ends))
+
+    refine = next((refine for refine in _REFINES if recall(1.0, refine) >= _AIM), _REFINES[-1])
+    place = bisect_left(_SHARES[:-1], _AIM, key=lambda share: recall(share, refine))
+    share = _SHARES[place]
+    return replace(tuning, share=share, refine=refine, recall=recall(share, refine))
+
+
+def _overlap(store: GalleryStore, query: np.ndarray, tuning: Tuning, best: set[int]) -> float:
+    found = nearest(store, query, CALIBRATED_TOP, tuning)["_rowid"].to_pylist()
+    return len(best.intersection(found)) / max(1, len(best))
+
+
+def _moved_rows(store: GalleryStore) -> list[np.ndarray]:
+    """Rows moved a little, as another crop of the person; and so far that the cosine is 0.3, as a text's would be."""
+    generator = np.random.default_rng(0)
+    places = np.sort(generator.choice(len(store), min(_QUERIES, len(store)), replace=False))
+    rows = vectors_of(store.dataset.take(places, columns=[VECTOR]))
+    noise = _unit(generator.standard_normal(rows.shape, np.float32))
+    return [_unit(rows + 0.5 * noise), _unit(0.3 * rows + 0.95 * noise)]
+
+
+def _some(probes: np.ndarray) -> np.ndarray:
+    chosen = np.random.default_rng(0).permutation(len(probes))[: 2 * _QUERIES]
+    return probes[np.sort(chosen)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,73 @@
+"""What users ask of a gallery's columns (`--where`): the engine's expressions, in which strings can be times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from tiprctl.errors import UsageError
+from tiprctl.gallery.engine import EngineError, brief, faults
+
+if TYPE_CHECKING:
+    from tiprctl.gallery.store import GalleryStore
+
+EXAMPLE = "camera = 'cam_a' and time > '2026-11-01 08:30'"
+_TOKEN = re.compile(
+    r"""(?P<string>'(?:[^']|'')*')
+    | (?P<name>[^\W\d]\w* | "[^"]*" | `[^`]*`)
+    | (?P<space>\s+)
+    | (?P<other><=|>=|<>|!=|.)""",
+    re.VERBOSE,
+)
+_COMPARING = {"=", "<", ">", "<=", ">=", "<>", "!=", "in", "between", "not", "and", "(", ","}
+"""What may stand between a column and the values that it is compared with."""
+_MINUTES = re.compile(r"'(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)'")
+
+
+def compiled(store: GalleryStore, where: str) -> str:
+    """The expression as the engine reads it; it goes to the engine's parser and nowhere else.
+
+    The parser stops at the end of the first expression and ignores the rest. In parentheses the rest is an error.
+
+    Raises:
+        UsageError: the engine cannot make sense of it; one line of its message, the columns and an example.
+    """
+    expression = f"({_with_times(where, _times(store.schema))}\n)"
+    try:
+        with faults(store.uri, ""):
+            store.dataset.scanner(columns=[], filter=expression, with_row_id=True).explain_plan()
+    except EngineError as error:
+        raise UsageError(
+            f"The expression {shorten(where, 100)!r} cannot be read: {brief(error.__cause__ or error)}",
+            remedy=f"The columns are {', '.join(store.columns)}; an example: {EXAMPLE!r}.",
+        ) from error
+    return expression
+
+
+def _times(schema: pa.Schema) -> set[str]:
+    return {field.name.lower() for field in schema if pa.types.is_timestamp(field.type)}
+
+
+def _with_times(where: str, columns: Collection[str]) -> str:
+    """The expression with the word `timestamp` before each string that a column of times is compared with.
+
+    The engine compares times with no strings, and reads no time without seconds.
+    """
+    return "".join(_typed(_TOKEN.finditer(where), columns))
+
+
+def _typed(tokens: Iterator[re.Match[str]], columns: Collection[str]) -> Iterator[str]:
+    compared = False
+    for token in tokens:
+        text = token.group()
+        if token.lastgroup == "string" and compared:
+            yield "timestamp " + _MINUTES.sub(r"'\1 \2:00'", text)
+            continue
+        if token.lastgroup != "space":
+            named = token.lastgroup == "name" and text.strip('"`').lower() in columns
+            compared = named or (compared and text.lower() in _COMPARING)
+        yield text

@@ -1,0 +1,78 @@
+"""What keeps a gallery quick over the years: few files, indexes of what filters ask for, no versions of long ago."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import pyarrow as pa
+
+from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.schema import KEY, user_columns
+from tiprctl.gallery.store import GalleryStore
+
+T = TypeVar("T")
+_KEPT = timedelta(hours=1)
+"""How long an old version stays for who reads it."""
+_ATTEMPTS = 5
+_REMEDY = "Free some space or give access to it, then give the same command again: no row is lost."
+
+
+def settled(store: GalleryStore, change: Callable[[], T]) -> T:
+    """What `change` returns, begun anew on the newest version where other writers were quicker.
+
+    Raises:
+        EngineError: it fails for another reason, or the others leave it no time.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        store.refresh()
+        try:
+            return change()
+        except EngineError as error:
+            if "conflict" not in error.what.lower():
+                raise
+    store.refresh()
+    return change()
+
+
+def compact(store: GalleryStore) -> int:
+    """Join small files and leave out the rows that were removed; how many files became fewer.
+
+    Lance takes the indexes along.
+    """
+    with faults(store.uri, _REMEDY):
+        done = store.dataset.optimize.compact_files()
+    return done.fragments_removed - done.fragments_added
+
+
+def index_scalars(store: GalleryStore) -> None:
+    """Build the indexes that filters are answered from, in place of those that there are."""
+    for column, kind in _scalar_indexes(store.schema).items():
+        with faults(store.uri, _REMEDY):
+            store.dataset.create_scalar_index(column, kind, replace=True)
+
+
+def _scalar_indexes(schema: pa.Schema) -> dict[str, str]:
+    """Which kind of index each column gets; a bitmap for each value where the values are few."""
+    indexes = {KEY: "BTREE", "hash": "BTREE", "time": "BTREE", "camera": "BITMAP"}
+    for name, kind in user_columns(schema).items():
+        if not pa.types.is_nested(kind) and not pa.types.is_null(kind):
+            indexes[name] = "BITMAP" if pa.types.is_boolean(kind) else "BTREE"
+    return indexes
+
+
+def drop_indexes(store: GalleryStore) -> None:
+    """Do without any index."""
+    with faults(store.uri, _REMEDY):
+        for index in store.dataset.describe_indices():
+            store.dataset.drop_index(index.name)
+
+
+def forget_old_versions(store: GalleryStore) -> int:
+    """Remove what only versions older than an hour need; how many bytes.
+
+    Versions that seem to come from the future, because the clock was set back since, stay until it has passed them.
+    """
+    with faults(store.uri, _REMEDY):
+        return store.dataset.cleanup_old_versions(older_than=_KEPT, error_if_tagged_old_versions=False).bytes_removed

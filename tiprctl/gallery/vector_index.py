@@ -1,0 +1,116 @@
+"""When a gallery's indexes are to be built or brought up to date, and doing so, while others read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiprctl.gallery import upkeep
+from tiprctl.gallery.approximate import Tuning, build, extend, indexed_rows, read_tuning, write_tuning
+from tiprctl.gallery.calibration import LEAST_RECALL, calibrate
+from tiprctl.gallery.engine import EngineError
+from tiprctl.gallery.finding import EXACT_ROWS
+from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.upkeep import settled
+
+UNINDEXED_SHARE = 0.1
+"""The share of rows outside the index from which it is brought up to date: each search compares them all."""
+_GROWTH = 2
+"""From how many times the rows that it was laid out for an index is laid out anew."""
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """What was done.
+
+    Attributes:
+        rows: of the gallery.
+        files_joined: by how many data files it has fewer.
+        index: what became of the vector index: "built", "extended", or None where the gallery needs none.
+        tuning: how the vector index is searched, and the recall@10 that was measured.
+        bytes_freed: by removing old versions.
+    """
+
+    rows: int
+    files_joined: int
+    index: str | None
+    tuning: Tuning | None
+    bytes_freed: int
+
+
+def needed(store: GalleryStore) -> str | None:
+    """Why the gallery should be optimised, a clause for people; None where it need not be."""
+    rows = len(store)
+    if rows <= EXACT_ROWS:
+        return None
+    covered = indexed_rows(store)
+    if covered is None:
+        return f"its {rows:,} rows have no index"
+    if rows - covered > min(EXACT_ROWS, UNINDEXED_SHARE * rows):
+        return f"{rows - covered:,} of its {rows:,} rows are not in the index"
+    if read_tuning(store) is None:
+        return "its index was not calibrated"
+    return None
+
+
+def optimise(
+    store: GalleryStore, *, probes: np.ndarray | None = None, notes: Callable[[str], None] = lambda note: None
+) -> Optimised:
+    """Join small files, build the indexes or bring them up to date, remove old versions.
+
+    Every step is a transaction of its own: killed at any time, the gallery is whole, and the next run goes on. Readers
+    keep the version that they have; writers are waited for.
+
+    Args:
+        probes: queries `(P, D)` such as the gallery will be asked, of unit length; see `calibration.calibrate`.
+        notes: is told each step as it begins.
+
+    Raises:
+        EngineError: the gallery cannot be written, or other writers leave no time; what was done until then stays.
+    """
+    notes("Joining small files")
+    joined = _without_damage(store, lambda: upkeep.compact(store))
+    notes("Indexing columns")
+    settled(store, lambda: upkeep.index_scalars(store))
+    index, tuning = _optimise_vectors(store, probes, notes) if len(store) > EXACT_ROWS else (None, None)
+    notes("Removing old versions")
+    freed = settled(store, lambda: upkeep.forget_old_versions(store))
+    store.refresh()
+    return Optimised(len(store), joined, index, tuning, freed)
+
+
+def _without_damage(store: GalleryStore, change: Callable[[], int]) -> int:
+    """Do `change`; where it fails and the gallery has indexes, one that cannot be read may be why: without them."""
+    try:
+        return settled(store, change)
+    except EngineError:
+        settled(store, lambda: upkeep.drop_indexes(store))
+        return settled(store, change)
+
+
+def _optimise_vectors(
+    store: GalleryStore, probes: np.ndarray | None, notes: Callable[[str], None]
+) -> tuple[str, Tuning]:
+    tuning = read_tuning(store)
+    if tuning is not None and indexed_rows(store) is not None and len(store) <= _GROWTH * tuning.trained_rows:
+        notes("Extending the vector index")
+        try:
+            settled(store, lambda: extend(store))
+            tuned = _tune(store, tuning, probes, notes)
+        except EngineError:
+            notes("The vector index cannot be read")
+        else:
+            if tuned.recall >= LEAST_RECALL:
+                return "extended", tuned
+    notes("Building the vector index")
+    return "built", _tune(store, settled(store, lambda: build(store)), probes, notes)
+
+
+def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes: Callable[[str], None]) -> Tuning:
+    notes("Measuring its recall")
+    store.refresh()
+    tuned = calibrate(store, tuning, probes)
+    settled(store, lambda: write_tuning(store, tuned))
+    return tuned
