@@ -187,7 +187,20 @@ def main() -> None:
 
 
 def _register() -> None:
-    from tiprctl.cli import ablate, augment, compare, demo, eval, explain, export, prepare, query, train
+    from tiprctl.cli import (
+        ablate,
+        augment,
+        compare,
+        demo,
+        eval,
+        explain,
+        export,
+        index,
+        index_upkeep,
+        prepare,
+        query,
+        train,
+    )
 
     for name, function in {
         "prepare": prepare.prepare,
@@ -202,6 +215,15 @@ def _register() -> None:
         "demo": demo.demo,
     }.items():
         app.command(name)(command(function, alone=name not in JOBS))
+    commands = {
+        "add": index.add,
+        "sync": index.sync,
+        "watch": index.watch,
+        "status": index_upkeep.status,
+        "remove": index_upkeep.remove,
+        "optimise": index_upkeep.optimise,
+    }
+    _register_group("index", "Keep a large gallery of crops searchable.", commands)
 
 
 def _register_group(name: str, summary: str, functions: Mapping[str, Callable[..., None]]) -> None:

@@ -49,6 +49,7 @@ class Changes:
         reused: how many of both took a vector that the gallery had, since only the file's name or time is new.
         elsewhere: images that another process added meanwhile.
         removed: rows taken out.
+        described: rows whose columns were told anew.
         unreadable: what was skipped, from the listing on; none of it has a row.
         unmatched: patterns that tell nothing of some images.
     """
@@ -60,6 +61,7 @@ class Changes:
     reused: int = 0
     elsewhere: int = 0
     removed: int = 0
+    described: int = 0
     unreadable: list[Unreadable] = field(default_factory=list)
     unmatched: list[Unmatched] = field(default_factory=list)
 

@@ -1,0 +1,204 @@
+"""What the commands of `tiprctl index` share: the gallery, its model, the images, and what is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tiprctl.cli import render
+
+if TYPE_CHECKING:
+    from tiprctl.gallery.adding import Changes, Manner
+    from tiprctl.gallery.inputs import Input
+    from tiprctl.gallery.listing import Listing
+    from tiprctl.gallery.origins import Origin
+    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.vector_index import Optimised
+    from tiprctl.vector_model import VectorModel
+
+NAMED = 3
+"""How many skipped files are named in the warning; `--json` lists them all."""
+NONE = "none"
+"""What takes back a pattern or a table that the gallery remembers."""
+PROBES = [
+    f"{who} {wearing} {carrying}"
+    for who in ("a man", "a woman", "a young man with short hair", "a woman with long hair", "an old person", "a girl")
+    for wearing in ("in a black coat", "in a red jacket and jeans", "wearing a white shirt and shorts", "in a dress")
+    for carrying in ("with a backpack", "carrying a handbag", "without a bag")
+]
+"""Descriptions by which the recall for sentences is measured: they lie elsewhere in the space than images."""
+
+GalleryName = Annotated[str, typer.Option("--gallery", help="The gallery, as gallery.lance or s3://bucket/it.lance.")]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the commands have in common, as the user gave it."""
+
+    source: str
+    gallery: str
+    model: str | None
+    camera_from: str | None
+    time_from: str | None
+    metadata: Path | None
+    follow_links: bool | None
+    device: str | None
+
+
+@dataclass
+class Session:
+    """A gallery with what is to come into it."""
+
+    store: GalleryStore
+    model: VectorModel
+    origin: Origin
+    images: Input
+
+    def bring(
+        self, manner: Manner, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
+    ) -> Changes:
+        """Bring the gallery up to date with the images, or with those of another listing of the same folder."""
+        from tiprctl.gallery.adding import EmbeddingInterrupted
+        from tiprctl.gallery.origins import bring
+
+        listing = listing or self.images.listing
+        describer = self.origin.describer(root_of(listing), self.images.table)
+        try:
+            return bring(
+                self.store,
+                self.origin,
+                listing,
+                self.model,
+                replace(manner, describer=describer),
+                drop=drop,
+                drop_many=drop_many,
+            )
+        except EmbeddingInterrupted as interrupt:
+            render.warning(f"{interrupt}; the same command goes on from there.")
+            raise
+
+    def finish(self, changes: Changes, *, json: bool) -> None:
+        """Tell what was done, and rebuild the index where it is time to."""
+        warn_of(changes)
+        built = keep_indexed(self.store, self.model)
+        if json:
+            document = {"gallery": self.store.uri, "model": self.model.description, "rows": len(self.store)}
+            counts = {name: value for name, value in asdict(changes).items() if isinstance(value, int)}
+            skipped = [asdict(one) for one in changes.unreadable]
+            unmatched = [
+                {"option": f"--{one.pattern.fact}-from", "path": one.path, "count": one.count}
+                for one in changes.unmatched
+            ]
+            render.result_json({**document, **counts, "index": built, "skipped": skipped, "unmatched": unmatched})
+        else:
+            render.result_line(f"{self.store.uri}: {spell(changes)}; {len(self.store):,} rows")
+
+
+def open_session(request: Request, *, allow_empty: bool = False) -> Session:
+    """The gallery, made where there is none, the model and the images; tells which they are.
+
+    Raises:
+        UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
+    """
+    from tiprctl.gallery.inputs import name_of, read_input
+    from tiprctl.gallery.schema import ModelIdentity
+    from tiprctl.gallery.store import GalleryStore, exists
+
+    store = GalleryStore.open(request.gallery) if exists(request.gallery) else None
+    origin = describe_origin(request, store, name_of(Path(request.source)))
+    images = read_input(Path(request.source), follow_links=origin.follow_links, allow_empty=allow_empty)
+    describer = origin.describer(root_of(images.listing), images.table)
+    model = load_model(request, store)
+    if store is None:
+        store = GalleryStore.create(request.gallery, ModelIdentity.of(model), describer.types)
+    else:
+        store.check_model(model)
+    render.note(f"Model: {model.description}")
+    render.note(f"Images: {len(images.listing.images):,} in {request.source}; gallery: {len(store):,} rows")
+    return Session(store, model, origin, images)
+
+
+def describe_origin(request: Request, store: GalleryStore | None, name: str) -> Origin:
+    """What the user says of the images; where nothing is said, what the gallery remembers."""
+    from tiprctl.gallery.origins import Origin, recall_for
+
+    remembered = recall_for(name, store.settings()) if store else None
+    origin = remembered.origin if remembered else Origin(name)
+    said = {"camera_from": request.camera_from, "time_from": request.time_from}
+    said["metadata"] = request.metadata and (NONE if str(request.metadata) == NONE else str(request.metadata.resolve()))
+    changed = {option: None if value == NONE else value for option, value in said.items() if value is not None}
+    if request.follow_links is not None:
+        changed["follow_links"] = request.follow_links
+    return replace(origin, **changed).as_read()
+
+
+def load_model(request: Request, store: GalleryStore | None) -> VectorModel:
+    """The model named, else the gallery's own, else that of the newest finished run."""
+    from tiprctl.vector_model import load_vector_model
+
+    source = request.model or (store.identity.source if store else None)
+    return load_vector_model(source, device=request.device, bulk=True, tell=render.warning)
+
+
+def root_of(listing: Listing) -> str:
+    from tiprctl.gallery.metadata import root_key
+
+    return root_key(listing.root)
+
+
+def warn_of(changes: Changes) -> None:
+    """Tell what was skipped and what no pattern matches."""
+    if changes.unreadable:
+        named = ", ".join(f"{one.path} ({one.reason})" for one in changes.unreadable[:NAMED])
+        more = len(changes.unreadable) - NAMED
+        render.warning(f"{len(changes.unreadable):,} skipped: {named}" + (f" and {more:,} more" if more > 0 else ""))
+    for one in changes.unmatched:
+        instead = "their camera is null" if one.pattern.fact == "camera" else "their time is the file's"
+        render.warning(f"{one}: {instead}.")
+
+
+def spell(changes: Changes) -> str:
+    """The changes in a line."""
+    parts = [f"{changes.added:,} added", f"{changes.updated:,} updated", f"{changes.removed:,} removed"]
+    parts.append(f"{changes.unchanged:,} unchanged")
+    for count, what in (
+        (changes.reused, "not embedded again, since only their name or time changed"),
+        (changes.elsewhere, "added by another process meanwhile"),
+        (changes.described, "described anew"),
+        (len(changes.unreadable), "skipped"),
+    ):
+        if count:
+            parts.append(f"{count:,} {what}")
+    return ", ".join(parts)
+
+
+def keep_indexed(store: GalleryStore, model: VectorModel | None = None) -> bool:
+    """Rebuild the index where it is time to, and tell why; whether that was done."""
+    from tiprctl.gallery.vector_index import needed
+
+    reason = needed(store)
+    if reason:
+        render.note(f"Index: {reason}")
+        rebuild(store, model)
+    return bool(reason)
+
+
+def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:
+    """Put the gallery in order; the recall is measured for sentences too, where there is a model."""
+    from tiprctl.gallery.vector_index import optimise as put_in_order
+
+    probes = model.embed_texts(PROBES) if model else None
+    return put_in_order(store, probes=probes, notes=lambda step: render.note(f"{step} …"))
+
+
+def manner_of(batch_size: int, workers: int | None) -> Manner:
+    from tiprctl.gallery.adding import Manner
+
+    return Manner(batch_size=batch_size, workers=workers, progress=_progress)
+
+
+def _progress(total: int) -> Any:
+    return render.progress("Embedding", total=total, unit="images")

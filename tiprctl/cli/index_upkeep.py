@@ -1,0 +1,136 @@
+"""`tiprctl index status`, `remove` and `optimise`: look after an indexed gallery."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tiprctl.cli import render
+from tiprctl.cli.index_session import GalleryName, rebuild
+from tiprctl.cli.options import Device, Json
+from tiprctl.errors import InputError, TiprError, UsageError
+from tiprctl.files import spell_bytes
+
+if TYPE_CHECKING:
+    from tiprctl.gallery.status import Status
+    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.vector_model import VectorModel
+
+CAMERAS = 8
+"""How many cameras the table names; `--json` lists them all."""
+
+
+def status(gallery: GalleryName, json: Json = False) -> None:
+    """Tell what a gallery holds: rows, cameras, times, its model, its index, and what is unfinished.
+
+    tiprctl index status --gallery gallery.lance
+    tiprctl index status --gallery gallery.lance --json
+    """
+    from tiprctl.gallery.status import read_status
+    from tiprctl.gallery.store import GalleryStore
+
+    found = read_status(GalleryStore.open(gallery))
+    if json:
+        render.result_json(found.as_document())
+    else:
+        render.result_table(render.table(None, ["", gallery], _lines(found)))
+
+
+def remove(
+    gallery: GalleryName,
+    paths: Annotated[list[str] | None, typer.Argument(help="Images, or folders with all that is below them.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Rows of which this holds, as in \"camera = 'cam_a'\".")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Take rows out of a gallery; the image files stay where they are.
+
+    tiprctl index remove crops/cam_a crops/7.jpg --gallery gallery.lance
+    tiprctl index remove --where "time < '2024-01-01'" --gallery gallery.lance
+
+    Both together take out the rows below the paths of which the expression holds.
+    """
+    from tiprctl.gallery.removing import rows_of
+    from tiprctl.gallery.store import GalleryStore
+
+    if not paths and where is None:
+        raise UsageError("Nothing is named that is to be removed", remedy="Name paths, or rows with --where.")
+    store = GalleryStore.open(gallery)
+    chosen = rows_of(store, paths or [], where)
+    for path in chosen.missing:
+        render.warning(f"No row to remove: {path}")
+    if not chosen.keys:
+        raise InputError(
+            "There is no such row in the gallery", where=gallery, remedy="tiprctl index status tells more."
+        )
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Remove {len(chosen.keys):,} of {len(store):,} rows?", abort=True, err=True)
+    removed = store.remove(chosen.keys)
+    if json:
+        render.result_json({"gallery": gallery, "removed": removed, "rows": len(store), "missing": chosen.missing})
+    else:
+        render.result_line(f"{gallery}: {removed:,} removed; {len(store):,} rows")
+
+
+def optimise(gallery: GalleryName, device: Device = None, json: Json = False) -> None:
+    """Put a gallery in order: merge its files, rebuild its indexes, measure their recall, remove old versions.
+
+    tiprctl index optimise --gallery gallery.lance
+
+    Add and sync do this by themselves where it is time to.
+    """
+    from tiprctl.gallery.store import GalleryStore
+
+    store = GalleryStore.open(gallery)
+    done = rebuild(store, _own_model(store, device))
+    if json:
+        render.result_json({"gallery": gallery, **asdict(done)})
+        return
+    index = f"index {done.index}, recall@10 {done.tuning.recall:.3f}" if done.tuning else "searched exactly, no index"
+    freed = f"{done.files_joined:,} files fewer, {spell_bytes(done.bytes_freed)} freed"
+    render.result_line(f"{gallery}: {done.rows:,} rows; {index}; {freed}")
+
+
+def _own_model(store: GalleryStore, device: str | None) -> VectorModel | None:
+    """The model that the gallery was indexed with; None, with a warning, where it is no more."""
+    from tiprctl.vector_model import load_vector_model
+
+    try:
+        model = load_vector_model(store.identity.source, device=device, tell=render.warning)
+        store.check_model(model)
+        return model
+    except TiprError as error:
+        render.warning(f"The recall for sentences is not measured: {error.what}")
+        return None
+
+
+def _lines(found: Status) -> list[tuple[str, str]]:
+    """The rows of the table."""
+    cameras = ", ".join(f"{name} ({count:,})" for name, count in list(found.cameras.items())[:CAMERAS])
+    more = len(found.cameras) - CAMERAS
+    lines = [
+        ("rows", f"{found.rows:,}"),
+        ("cameras", (cameras or "none") + (f" and {more:,} more" if more > 0 else "")),
+        ("times", f"{found.first:%Y-%m-%d %H:%M} to {found.last:%Y-%m-%d %H:%M}" if found.first else "none"),
+        ("columns", ", ".join(f"{name} ({kind})" for name, kind in found.columns.items()) or "none"),
+        ("model", f"{found.model.description}; {found.model.width} numbers, {found.model.precision}"),
+        ("index", _index(found)),
+        ("versions", f"{found.versions:,}"),
+        ("on disk", "not told of an object store" if found.bytes is None else spell_bytes(found.bytes)),
+        *(("from", one.origin.name) for one in found.origins),
+        *(("unfinished", one) for one in found.unfinished),
+    ]
+    return lines
+
+
+def _index(found: Status) -> str:
+    if found.indexed is None:
+        return found.needs or "none needed: every row is compared"
+    recall = f", recall@10 {found.tuning.recall:.3f}" if found.tuning else ""
+    state = f"{found.indexed:,} rows, {found.unindexed_share or 0:.1%} of all are not in it{recall}"
+    return f"{state}; to be brought up to date: {found.needs}" if found.needs else state

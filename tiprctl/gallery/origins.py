@@ -1,0 +1,158 @@
+"""Where a gallery's images come from: what it remembers of each folder, and what is under way there.
+
+So a folder is told apart from its cameras once: later commands describe its images as the first one said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from tiprctl.errors import InputError
+from tiprctl.gallery.adding import Changes, Manner, Progress, add, describe_again, sync
+from tiprctl.gallery.embedding import content_hash
+from tiprctl.gallery.listing import Listing
+from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable
+from tiprctl.gallery.patterns import PathPattern
+from tiprctl.gallery.store import GalleryStore
+from tiprctl.vector_model import VectorModel
+
+_SETTING = "origin:"
+"""What the names of settings begin with that tell of a folder or list."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the images of a folder or a list are found and described.
+
+    Attributes:
+        name: its absolute path.
+        camera_from, time_from: patterns, or `exif`; None tells nothing.
+        metadata: the CSV file with further columns, absolute. metadata_hash: of its content as it was last read.
+        follow_links: whether links out of the folder are followed.
+    """
+
+    name: str
+    camera_from: str | None = None
+    time_from: str | None = None
+    metadata: str | None = None
+    metadata_hash: str | None = None
+    follow_links: bool = False
+
+    def describer(self, root: str, table: MetadataTable | None = None) -> Describer:
+        """What tells the columns of its images; `table` takes the place of the file.
+
+        Raises:
+            UsageError: a pattern is none, or a column has the name of one of ours. InputError: the file is damaged.
+        """
+        camera = PathPattern.parse(self.camera_from, "camera") if self.camera_from else None
+        time = self.time_from
+        if time and time != EXIF:
+            time = PathPattern.parse(time, "time")
+        if self.metadata:
+            table = MetadataTable.read(Path(self.metadata), root)
+        return Describer(camera, time, table)
+
+    def as_read(self) -> Origin:
+        """The same, with the hash of the file as it is now; raises InputError where it cannot be read."""
+        if self.metadata is None:
+            return replace(self, metadata_hash=None)
+        try:
+            return replace(self, metadata_hash=content_hash(Path(self.metadata).read_bytes()))
+        except OSError as error:
+            raise InputError(
+                f"The table of metadata cannot be read: {error.strerror}",
+                where=self.metadata,
+                remedy="Name it with --metadata, or give --metadata none to go on without.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a gallery remembers of an origin.
+
+    Attributes:
+        origin: as the last command described it.
+        unfinished: the command that has begun there and has not come to its end, such as `add`.
+        outdated: rows were described otherwise before, and are not all described anew.
+    """
+
+    origin: Origin
+    unfinished: str | None = None
+    outdated: bool = False
+
+
+def recall(settings: Mapping[str, str]) -> dict[str, Remembered]:
+    """All that a gallery's settings remember, by the origins' names; what cannot be read is left out."""
+    found = {}
+    for name, value in settings.items():
+        if name.startswith(_SETTING):
+            with suppress(ValueError, KeyError, TypeError):
+                parts = json.loads(value)
+                origin = Origin(**parts.pop("origin"))
+                found[origin.name] = Remembered(origin, **parts)
+    return found
+
+
+def recall_for(name: str, settings: Mapping[str, str]) -> Remembered | None:
+    """What is remembered of a folder or list, or of the nearest folder above it."""
+    known = recall(settings)
+    for folder in (name, *map(str, PurePosixPath(name).parents)):
+        if folder in known:
+            return replace(known[folder], origin=replace(known[folder].origin, name=name))
+    return None
+
+
+def remember(store: GalleryStore, what: Remembered) -> None:
+    """Keep it in the gallery, unless it is kept already."""
+    name, value = _SETTING + what.origin.name, json.dumps(asdict(what), sort_keys=True)
+    if store.settings().get(name) != value:
+        store.set_settings({name: value})
+
+
+def bring(
+    store: GalleryStore,
+    origin: Origin,
+    listing: Listing,
+    model: VectorModel,
+    manner: Manner,
+    *,
+    drop: bool = False,
+    drop_many: bool = False,
+) -> Changes:
+    """`sync` where what is gone is to `drop`, else `add`; and remember the origin and whether it came to its end.
+
+    Where the origin describes its images otherwise than before, those that have a row are described anew.
+
+    Raises:
+        As `add` and `sync`.
+    """
+    before = recall_for(origin.name, store.settings())
+    outdated = before is not None and (before.outdated or before.origin != origin)
+    begun = Remembered(origin, unfinished="sync" if drop else "add", outdated=outdated)
+    watched = replace(manner, progress=_remembering(store, begun, manner.progress))
+    if drop:
+        changes = sync(store, listing, model, watched, drop_many=drop_many)
+    else:
+        changes = add(store, listing, model, watched)
+    if outdated:
+        remember(store, begun)
+        changes.described = describe_again(store, listing, manner)
+    remember(store, Remembered(origin))
+    return changes
+
+
+def _remembering(store: GalleryStore, begun: Remembered, progress: Progress) -> Progress:
+    """A progress that first remembers that work begins, where there is any."""
+
+    @contextmanager
+    def wrapped(total: int):
+        if total:
+            remember(store, begun)
+        with progress(total) as advance:
+            yield advance
+
+    return wrapped
