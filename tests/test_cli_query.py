@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
+import os
 import re
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
 from PIL import Image
+from rich.console import Console
+from textual_image.renderable import HalfcellImage
 from typer.testing import CliRunner
 
 from tiprctl.checkpoint import encoder_header, save_checkpoint
 from tiprctl.cli import app as program
+from tiprctl.cli import hits, render
 from tiprctl.cli import query as command
 from tiprctl.config import to_dict
+from tiprctl.exporting import export_model
+from tiprctl.gallery.adding import sync
+from tiprctl.gallery.embedding import content_hash
+from tiprctl.gallery.listing import list_images
+from tiprctl.gallery.schema import ModelIdentity
+from tiprctl.gallery.store import GalleryStore
 from tiprctl.images import load_pixels
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import Clip
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
+from tiprctl.sources import load_embedder
 from tiprctl.tokenizer import default_tokenizer
+from tiprctl.vector_model import export_folder, load_vector_model
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -34,7 +54,9 @@ class Colours:
     """An embedder that knows colour words and mean colours."""
 
     description = "runs/colours (best epoch 12, chosen on val)"
+    source = "runs/colours"
     fingerprint = "colours"
+    precision = "float32"
     width = 3
     image_size = (8, 4)
     tokenizer = default_tokenizer()
@@ -63,7 +85,7 @@ def _unit(vectors):
 def embedder(monkeypatch, tmp_path):
     """The model that the command finds, instead of a trained one."""
     colours = Colours()
-    monkeypatch.setattr(command, "_load_embedder", lambda model, device: colours)
+    monkeypatch.setattr(command, "_load_model", lambda source, device, *, bulk, pairs: colours)
     monkeypatch.setenv("TIPRCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return colours
@@ -164,7 +186,7 @@ def test_sheet_is_written_and_named(embedder, crops, tmp_path):
 @pytest.mark.parametrize("code", [0, 1])
 def test_open_implies_a_sheet_in_the_cache(embedder, crops, tmp_path, monkeypatch, code):
     opened = []
-    monkeypatch.setattr(command.typer, "launch", lambda file: opened.append(file) or code)
+    monkeypatch.setattr(hits.typer, "launch", lambda file: opened.append(file) or code)
     done = run("red", "--gallery", "crops", "--open")
     assert done.exit_code == 0
     assert opened == [str(tmp_path / "cache" / "sheet.png")]
@@ -223,11 +245,218 @@ def test_bad_input_is_explained(embedder, crops, tmp_path, arguments, code, mess
 )
 def test_a_bad_gallery_is_explained_before_a_model_is_loaded(tmp_path, monkeypatch, name, message):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(command, "_load_embedder", lambda model, device: pytest.fail("loaded"))
+    monkeypatch.setattr(command, "_load_model", lambda *_, **__: pytest.fail("loaded"))
     done = run("red", "--gallery", tmp_path / name)
     assert done.exit_code == 3
     assert message in done.stderr
     assert str(tmp_path / name) in done.stderr
+
+
+@pytest.fixture
+def galleries(embedder, crops):
+    """The same crops twice: as a folder, and as an indexed gallery with cameras, times and a column of the user's."""
+    for number, colour in enumerate([(250, 10, 5), (0, 90, 250), (251, 10, 5), (90, 200, 20)]):
+        (crops / "more").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 8), colour).save(crops / "more" / f"{number}.png")
+    files = sorted(crops.rglob("*.png"))
+    vectors = embedder.embed_images(np.stack([np.asarray(Image.open(file)) for file in files]))
+    store = GalleryStore.create("g.lance", ModelIdentity.of(embedder), {"shift": pa.int64()})
+    rows = {
+        "path": [str(file) for file in files],
+        "hash": [content_hash(file.read_bytes()) for file in files],
+        "camera": ["cam_a" if number % 2 else None for number in range(len(files))],
+        "time": [datetime(2026, 11, 1 + number, 8, 30) for number in range(len(files))],
+        "shift": list(range(len(files))),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 3),
+    }
+    store.put(pa.table({name: pa.array(column) for name, column in rows.items()}))
+    embedder.images = 0
+    return {"crops": files, "g.lance": files}
+
+
+def hits_of(*arguments):
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return [result["hits"] for result in json.loads(done.stdout)["results"]]
+
+
+def naive(files, query):
+    """Names and cosines by a plain loop, best first, equal ones by path."""
+    ranked = []
+    for file in files:
+        pixel = np.asarray(Image.open(file), float)[0, 0] + 1
+        ranked.append((-float(pixel @ query) / math.sqrt(pixel @ pixel) / math.sqrt(query @ query), str(file)))
+    return [(Path(path).name, -score) for score, path in sorted(ranked)]
+
+
+def names(found):
+    return [Path(hit["path"]).name for hit in found]
+
+
+@pytest.mark.parametrize("words", ["red", "red blue", "green blue"])
+def test_a_folder_and_an_index_of_the_same_crops_give_the_same_ranks_and_scores(embedder, galleries, crops, words):
+    expected = naive(galleries["crops"], sum(np.array(COLOURS[word], float) for word in words.split()))
+    for gallery in (crops, "g.lance"):
+        (found,) = hits_of(words, "--gallery", gallery)
+        assert [hit["rank"] for hit in found] == list(range(1, 8))
+        assert names(found) == [name for name, _ in expected]
+        assert [hit["score"] for hit in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_an_index_has_its_columns_in_every_form(embedder, galleries):
+    (found,) = hits_of("red", "--gallery", "g.lance", "--top", 1)
+    number = galleries["g.lance"].index(Path(found[0]["path"]))
+    assert found[0]["time"] == f"2026-11-0{1 + number} 08:30:00"
+    assert found[0]["columns"] == {"shift": number}
+    table = run("red", "--gallery", "g.lance").stdout
+    assert "cam_a" in table and "camera" in table and "2026-11-03 08:30:00" in table
+    folder = run("red", "--gallery", "crops").stdout
+    assert "camera" not in folder and "time" not in folder
+
+
+def test_where_filters_by_the_columns(embedder, galleries):
+    files = galleries["g.lance"]
+    expression = "camera = 'cam_a' and time > '2026-11-03' and shift < 5"
+    (found,) = hits_of("blue", "--gallery", "g.lance", "--where", expression)
+    assert names(found) == [files[3].name]
+    assert len(hits_of("blue", "--gallery", "crops", "--where", "size > 0")[0]) == 7
+
+
+def test_a_bad_expression_is_explained_with_the_columns_there_are(embedder, galleries):
+    for expression in ("colour = 'red'", "camera = ", "camera = 'x'; drop table", "shift > 'a'"):
+        done = run("red", "--gallery", "g.lance", "--where", expression)
+        assert done.exit_code == 2, done.output
+        assert done.stdout == ""
+        assert 2 <= len(done.stderr.splitlines()) <= 6
+        assert "shift" in done.stderr and "camera = 'cam_a'" in done.stderr
+
+
+@pytest.mark.parametrize("gallery", ["crops", "g.lance"])
+def test_min_score_keeps_what_reaches_it(embedder, galleries, gallery):
+    everything = hits_of("red", "--gallery", gallery)[0]
+    least = everything[2]["score"] - 1e-6
+    assert hits_of("red", "--gallery", gallery, "--min-score", least)[0] == everything[:3]
+
+
+@pytest.mark.parametrize("gallery", ["crops", "g.lance"])
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("crops/red.png", {"red.png"}),
+        ("./crops/red.png", {"red.png"}),
+        ("*/more/*", {"0.png", "1.png", "2.png", "3.png"}),
+        ("crops/more", {"0.png", "1.png", "2.png", "3.png"}),
+        ("more/[12].png", {"1.png", "2.png"}),
+        ("*.PNG", set()),
+        ("it's.png", set()),
+    ],
+)
+def test_exclude_leaves_out_paths_folders_and_patterns(embedder, galleries, gallery, pattern, gone):
+    (found,) = hits_of("red", "--gallery", gallery, "--exclude", pattern)
+    assert {file.name for file in galleries[gallery]} - set(names(found)) == gone
+
+
+def test_a_path_can_be_excluded_as_it_is_printed_whatever_is_in_it(embedder, crops):
+    Image.new("RGB", (4, 8), "red").save(crops / "a[1]'s.png")
+    paths = run("red", "--gallery", "crops", "--plain").stdout.splitlines()
+    done = run("red", "--gallery", "crops", "--plain", *(f"--exclude={path}" for path in paths[:2]))
+    assert done.stdout.splitlines() == paths[2:]
+
+
+@pytest.mark.parametrize("gallery", ["crops", "g.lance"])
+def test_an_image_alone_and_with_texts(embedder, galleries, gallery):
+    files = galleries[gallery]
+    like = np.array([1, 1, 256.0])
+    (found,) = hits_of("--like", "crops/blue.png", "--gallery", gallery)
+    assert names(found) == [name for name, _ in naive(files, like)]
+    assert found[0]["score"] == pytest.approx(1, abs=1e-6)
+    unit = {word: np.array(value) / 255 for word, value in COLOURS.items()}
+    both = like / np.linalg.norm(like) + 0.5 * unit["red"] - 2 * unit["green"]
+    (found,) = hits_of("--like", "crops/blue.png", "--plus", "red^0.5", "--minus", "green^2", "--gallery", gallery)
+    expected = naive(files, both)
+    assert names(found) == [name for name, _ in expected]
+    assert [hit["score"] for hit in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("gallery", ["crops", "g.lance"])
+def test_near_duplicates_are_folded_and_the_top_is_filled(embedder, galleries, gallery):
+    (found,) = hits_of("red", "--gallery", gallery, "--group-similar", "--top", 3)
+    reds = sorted(file.name for file in galleries[gallery] if file.name in ("red.png", "0.png", "2.png"))
+    assert len(found) == 3
+    assert sorted(Path(path).name for path in (found[0]["path"], *found[0]["similar"])) == reds
+    assert "+2" in run("red", "--gallery", gallery, "--group-similar").stdout
+    assert len(hits_of("red", "--gallery", gallery, "--similar-from", "-1")[0]) == 1
+    assert len(hits_of("red", "--gallery", gallery, "--similar-from", "1")[0]) == 7
+
+
+def test_no_hit_is_said_and_is_no_error(embedder, galleries):
+    for form, output in (("--plain", ""), ("--json", None), ("--csv=-", "query,rank,score,path,camera,time\n")):
+        done = run("red", "--gallery", "g.lance", "--where", "camera = 'none'", "--min-score", 0.5, form)
+        assert done.exit_code == 0
+        assert "no crop for 'red': none of its 7 images passes --where, --min-score" in done.stderr
+        assert done.stdout == output or json.loads(done.stdout)["results"] == [{"query": "red", "hits": []}]
+    done = run("red", "--gallery", "crops", "--exclude", "*", "--sheet", "none.png")
+    assert done.exit_code == 0
+    assert "passes --exclude" in done.stderr
+
+
+def test_csv_is_read_back_and_spreadsheets_compute_nothing(embedder, galleries, crops, tmp_path, monkeypatch):
+    Image.new("RGB", (4, 8), "red").save(crops / 'a,"b\n.png')
+    done = run("red", "--gallery", "crops", "--csv", "-")
+    assert done.exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert {row["path"] for row in rows} == {
+        str(Path("crops") / file.relative_to(crops)) for file in crops.rglob("*.png")
+    }
+    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, 9)]
+    (crops.parent / "q.txt").write_text("=cmd red\n@x blue\n")
+    crops.rename(crops.parent / "=crops")
+    done = run("--queries", "q.txt", "--gallery", "=crops", "--csv", "out.csv", "--plain", "--top", 1)
+    assert done.stdout.splitlines()[0].startswith("=crops/")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
+    assert [row["query"] for row in rows] == ["'=cmd red", "'@x blue"]
+    assert all(row["path"].startswith("./=crops/") and Path(row["path"]).is_file() for row in rows)
+
+
+def test_a_name_does_not_command_the_terminal(embedder, crops):
+    name = "a\x1b[31m\u202e[bold]\n.png"
+    Image.new("RGB", (4, 8), "red").save(crops / name)
+    table = run("red", "--gallery", "crops").stdout
+    assert "\x1b" not in table and "\u202e" not in table
+    assert r"a\x1b[31m\u202e[bold]\n.png" in table
+    assert f"crops/{name}\n" in run("red", "--gallery", "crops", "--plain").stdout
+
+
+def test_plain_paths_are_neutralised_on_a_terminal_alone(monkeypatch, capsys):
+    render.result_line("a\x1b[31m")
+    monkeypatch.setattr(render.sys.stdout, "isatty", lambda: True, raising=False)
+    render.result_line("a\x1b[31m")
+    assert capsys.readouterr().out == "a\x1b[31m\na\\x1b[31m\n"
+
+
+def test_show_says_why_it_cannot_and_the_table_is_there(embedder, crops, monkeypatch):
+    done = run("red", "--gallery", "crops", "--show")
+    assert done.exit_code == 0
+    assert "No crops are shown, since the output goes to no terminal" in done.stderr
+    assert "crops/red.png" in done.stdout
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = run("red", "--gallery", "crops", "--show")
+    assert done.exit_code == 2
+    assert "pip install 'tiprctl[terminal]'" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata")  # of textual_image
+def test_crops_are_shown_in_a_terminal_of_colours(embedder, crops, monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, color_system="truecolor", width=60, highlight=False)
+    monkeypatch.setattr(render, "_out", terminal)
+    monkeypatch.setattr("textual_image.renderable.Image", HalfcellImage)
+    (crops / "gone.png").write_bytes((crops / "red.png").read_bytes())
+    done = run("red", "--gallery", "crops", "--show", "--plain", "--top", 3)
+    assert done.exit_code == 0
+    shown = screen.getvalue()
+    assert shown.count("\x1b[38;2;255;0;0;48;2;255;0;0m▀") > 50
+    assert "1  1.000" in shown and "3  " in shown
 
 
 def test_a_missing_run_is_explained(crops, tmp_path, monkeypatch):
@@ -362,6 +591,104 @@ def test_naming_the_cache_loads_no_index():
     code = "import sys, tiprctl.gallery.cache; print({'lance', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.fixture(scope="module")
+def exported_run(tmp_path_factory):
+    """A working folder with a finished run, its export, some crops and their index."""
+    folder = tmp_path_factory.mktemp("exported")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        run = tiny.run_folder(Path("runs/a"), tiny.readable())
+        export_model(load_embedder(run, device=torch.device("cpu")), export_folder(run))
+        model = load_vector_model(run)
+        (folder / "crops").mkdir()
+        for name, colour in COLOURS.items():
+            Image.new("RGB", (8, 16), colour).save(f"crops/{name}.png")
+        sync(GalleryStore.create("g.lance", ModelIdentity.of(model)), list_images("crops"), model)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a red coat", "--gallery", "g.lance", "--json"],
+        ["--like", "crops/red.png", "--plus", "hat", "--gallery", "g.lance", "--where", "size > 0", "--sheet", "s.png"],
+        ["a red coat", "--gallery", "crops", "--group-similar", "--csv", "-"],
+    ],
+)
+def test_no_query_imports_torch_or_pandas_where_there_is_an_export(exported_run, tmp_path, arguments):
+    code = (
+        "import sys; from tiprctl.cli.app import app\n"
+        "try: app()\n"
+        "except SystemExit as end: print(end.code, sorted({'torch', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "query", *arguments],
+        cwd=exported_run,
+        env={**os.environ, "TIPRCTL_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert "red.png" in done.stdout
+
+
+def test_a_text_query_of_an_index_imports_only_what_it_needs(exported_run, tmp_path):
+    code = (
+        "import sys; from tiprctl.cli.app import app\n"
+        "try: app()\n"
+        "except SystemExit: print(sorted({'PIL', 'textual_image', 'pandas', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "query", "a red coat", "--gallery", "g.lance", "--plain"],
+        cwd=exported_run,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)])
+def test_crops_are_shown_in_a_real_terminal_of_some_size(exported_run, tmp_path, size):
+    import termios
+
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, size)
+    shown = bytearray()
+
+    def listen():
+        with suppress(OSError):  # the other end was closed
+            while some := os.read(ours, 4096):
+                shown.extend(some)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "TIPRCTL_CACHE": str(tmp_path)}
+    environment.pop("NO_COLOR", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "tiprctl", "query", "red", "--gallery", "crops", "--show"],
+        cwd=exported_run,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    listener.join()
+    os.close(ours)
+    assert done.returncode == 0, done.stderr
+    text = shown.decode()
+    assert ("38;2;0;255;0;48;2;0;255;0m▀" in text) == any(size)
+    assert ("does not tell its size" in done.stderr) != any(size)
+    assert "crops/red.png" in text
 
 
 def test_gallery_is_required():

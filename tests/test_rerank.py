@@ -19,7 +19,6 @@ from tiprctl.data.phrases import phrases_of
 from tiprctl.data.pruning import prune_captions
 from tiprctl.errors import InputError, UsageError
 from tiprctl.evaluation import EvaluationData, score, score_reranked, top_hits
-from tiprctl.gallery.search import Hits
 from tiprctl.metrics import top_ranks
 from tiprctl.models.clip import Clip
 from tiprctl.models.embedder import Embedder, Origin
@@ -27,7 +26,7 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
 from tiprctl.prompts import prompt
-from tiprctl.reranking import Reranking, check_reranks, rerank, rerank_hits
+from tiprctl.reranking import Reranking, check_reranks, rerank, rerank_files
 from tiprctl.runs import BEST
 from tiprctl.sources import load_embedder
 from tiprctl.tokenizer import default_tokenizer
@@ -212,24 +211,26 @@ def test_a_tagger_that_is_not_installed_is_named(monkeypatch):
         check_reranks("division", None, model="m")
 
 
-@pytest.mark.parametrize("first", [2, 9])
-def test_hits_are_ranked_again_from_the_files_of_the_first_alone(embedder, cuhk_manifest, first):
+def test_files_are_ranked_again_for_captions_that_have_more_or_fewer(embedder, cuhk_manifest):
     split = cuhk_manifest.split("train")
-    hits = Hits(np.array([[6, 1, 3], [1, 4, 0]]), np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]], np.float32))
-    known = set(hits.indices[:, :first].flatten().tolist())
-    paths = [path.name if number in known else "gone.jpg" for number, path in enumerate(split.image_paths)]
-    before = hits.indices.copy()
-
-    again, done = rerank_hits(embedder, CAPTIONS[:2], split.image_paths[0].parent, paths, hits, first)
+    chosen = [[6, 1, 3], [1], [4, 3]]
+    files = [[split.image_paths[row] for row in some] for some in chosen]
+    scores, done = rerank_files(embedder, CAPTIONS[:3], files)
 
     whole = DecodedImages(split.image_paths, embedder.image_size)
-    expected = rerank(embedder, CAPTIONS[:2], whole, torch.from_numpy(before[:, :first]))
-    assert torch.equal(done.indices, expected.indices)
-    assert (done.images, done.first) == (len(known), min(first, 3))
-    assert again.indices.tolist() == [[*new, *old[first:]] for new, old in zip(done.indices.tolist(), before.tolist())]
-    np.testing.assert_allclose(again.scores[:, :first], expected.scores, atol=1e-5)
-    assert (again.scores[:, first:] == hits.scores[:, first:]).all()
-    assert (hits.indices == before).all()
+    for caption, rows, ranked in zip(CAPTIONS, chosen, scores):
+        expected = rerank(embedder, [caption], whole, torch.tensor([rows]))
+        assert list(ranked) == [split.image_paths[row] for row in expected.indices[0]]
+        assert list(ranked.values()) == pytest.approx(expected.scores[0].tolist(), abs=1e-5)
+    assert (done.images, done.first) == (4, 3)
+
+
+def test_a_file_that_is_gone_is_told(embedder, cuhk_manifest):
+    files = [[cuhk_manifest.split("train").image_paths[0], cuhk_manifest.root / "gone.jpg"]]
+    with pytest.raises(InputError, match="no such image file") as caught:
+        rerank_files(embedder, CAPTIONS[:1], files)
+    assert caught.value.where == str(cuhk_manifest.root / "gone.jpg")
+    assert "tiprctl index sync" in caught.value.remedy
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from tiprctl.data.decoding import DecodedImages
 from tiprctl.data.phrases import phrases_of
 from tiprctl.data.tagging import find_tagger
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.search import Hits
 from tiprctl.meter import Meter, unseen
 from tiprctl.models.embedder import Embedder, over_captions
 from tiprctl.models.heads import HEADS
@@ -35,6 +33,8 @@ IMAGE_BATCH = 64
 CAPTIONS_AT_ONCE = 1024
 """Captions of one image scored at a time: with six phrases each, their prompts and regions take 12.6 MB each."""
 TAGGED_AT_ONCE = 64
+REMEDY = "Bring the gallery up to date (tiprctl index sync), copy the image again, or leave --rerank out."
+"""What to do about a crop that was found and cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -159,29 +159,26 @@ def rerank(
     )
 
 
-def rerank_hits(
-    embedder: Embedder,
-    captions: Sequence[str],
-    folder: Path,
-    paths: Sequence[str],
-    hits: Hits,
-    first: int,
-    *,
-    progress: Meter = unseen,
-) -> tuple[Hits, Reranking]:
-    """The `hits` of each of Q captions with the first of them in their new order, and what that cost.
+def rerank_files(
+    embedder: Embedder, captions: Sequence[str], files: Sequence[Sequence[Path]], *, progress: Meter = unseen
+) -> tuple[list[dict[Path, float]], Reranking]:
+    """Order image files anew for each of Q captions, each of which has at least one, and none twice.
 
-    The hits are among the images of these `paths` below `folder`, and so are the indices of the re-ranking; only the
-    first ones' files are read. Raises as `rerank`.
+    Returns:
+        the head's score of each file of a caption, best first; and the re-ranking, whose indices are those of the files
+        in the order in which they first come. Raises as `rerank`.
     """
-    best = hits.indices[:, :first]
-    rows = np.unique(best)
-    images = DecodedImages([folder / paths[row] for row in rows], embedder.image_size)
+    rows = {file: row for row, file in enumerate(dict.fromkeys(file for some in files for file in some))}
+    distinct, most = list(rows), max(map(len, files))
+    # A caption of fewer files repeats its last one: the repeats have that one's score and fall together with it.
+    first = torch.tensor([[rows[file] for file in (*some, *some[-1:] * (most - len(some)))] for some in files])
+    images = DecodedImages(distinct, embedder.image_size, remedy=REMEDY)
     images.keep_if_small()
-    done = rerank(embedder, captions, images, torch.from_numpy(np.searchsorted(rows, best)), progress=progress)
-    done = replace(done, indices=torch.from_numpy(rows)[done.indices])
-    indices, scores = done.put_first(torch.from_numpy(hits.indices), torch.from_numpy(hits.scores))
-    return Hits(indices.numpy(), scores.numpy()), done
+    done = rerank(embedder, captions, images, first, progress=progress)
+    scores = [
+        {distinct[row]: score for row, score in zip(*some)} for some in zip(done.indices.tolist(), done.scores.tolist())
+    ]
+    return scores, done
 
 
 def _describe(embedder: Embedder, captions: Sequence[str], progress: Meter) -> _Described:

@@ -1,4 +1,4 @@
-"""`tiprctl query`: rank a folder of person crops by a description."""
+"""`tiprctl query`: rank a folder of person crops, or an indexed gallery, by what is looked for."""
 
 from __future__ import annotations
 
@@ -8,103 +8,145 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tiprctl.cli import render
+from tiprctl.cli import hits, render, reranked
+from tiprctl.cli.opening import Opened, open_gallery
 from tiprctl.cli.options import Device, Json, Rerank
-from tiprctl.cli.sentences import note_reranking, warn_of_long
-from tiprctl.errors import InputError, UsageError
+from tiprctl.cli.sentences import warn_of_long
+from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.embed import Listing, VectorModel
-    from tiprctl.gallery.index import Gallery
-    from tiprctl.gallery.search import Hits
-    from tiprctl.models.embedder import Embedder
+    from tiprctl.gallery.answer import Hit, Request
+    from tiprctl.gallery.wish import Wish
     from tiprctl.reranking import Reranking
-
-_NAMED = 3
-"""How many skipped files are named in the warning; `--json` lists them all."""
+    from tiprctl.vector_model import VectorModel
 
 
 def query(
-    gallery: Annotated[Path, typer.Option(help="Folder of person crops: jpg, png, webp, bmp.")],
+    gallery: Annotated[str, typer.Option(help="Folder of person crops, or an indexed gallery; also s3://….")],
     sentence: Annotated[str | None, typer.Argument(help="The description, in quotes.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(metavar="IMAGE", help="Find what looks like this image; repeatable.")
+    ] = None,
+    plus: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="What is to be there too; repeatable.")] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What is not to be there; repeatable.")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="A file with a description a line; .csv and .jsonl by their `query`.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many crops to show.")] = 10,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A run, a checkpoint, or a pretrained CLIP; without it, the newest finished run."),
+    where: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Only crops of which this holds, as in camera = 'cam_a'.")
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="Only crops whose cosine with the query is at least this.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH|GLOB", help="Leave out a crop, a folder, or all that match; repeatable."),
+    ] = None,
+    group_similar: Annotated[
+        bool, typer.Option("--group-similar", help="Fold near-duplicates into the best of them.")
+    ] = False,
+    similar_from: Annotated[
+        float | None,
+        typer.Option(
+            min=-1, max=1, help="Fold crops from this cosine on; implies --group-similar.", show_default="0.98"
+        ),
     ] = None,
     rerank: Rerank = None,
-    queries: Annotated[Path | None, typer.Option(help="A text file with a description a line.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A run, a checkpoint, or a pretrained CLIP.",
+            show_default="the gallery's own, else the newest finished run",
+        ),
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="In a folder, follow links that lead out of it.")
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of the crops to this PNG file.")] = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the contact sheet in the system's viewer.")] = False,
+    open_sheet: Annotated[bool, typer.Option("--open", help="Open the contact sheet in the system's viewer.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show the crops in the terminal.")] = False,
+    csv: Annotated[str | None, typer.Option(metavar="FILE|-", help="Write the hits as CSV; - is stdout.")] = None,
     json: Json = False,
     plain: Annotated[bool, typer.Option("--plain", help="Print bare paths, one a line.")] = False,
     device: Device = None,
 ) -> None:
-    """Rank a folder of person crops by a description.
+    """Rank a folder of person crops, or an indexed gallery, by what is looked for.
 
     tiprctl query "woman in red coat" --gallery crops/
     tiprctl query "a man with a backpack" --gallery crops/ --open
     tiprctl query "red coat" --gallery crops/ --plain --top 3 | xargs ls -l
-    tiprctl query --queries sentences.txt --gallery crops/ --json
-    tiprctl query "red coat" --gallery crops/ --model ViT-B-16/openai
+    tiprctl query --like seen.jpg --plus "a black backpack^0.5" --minus hat --gallery crops/
+    tiprctl query "red coat" --gallery g.lance --where "camera = 'cam_a' and time > '2026-11-01'"
+    tiprctl query "red coat" --gallery crops/ --exclude "crops/old/*" --min-score 0.3 --group-similar
+    tiprctl query --queries sentences.txt --gallery crops/ --csv found.csv
     tiprctl query "red coat" --gallery crops/ --model runs/scvd --rerank 50
 
-    Crops are embedded once: later queries embed only what is new or changed.
+    A sentence and an image weigh 1, and so do --plus and --minus, unless a weight follows: hat^0.5. Crops of a folder
+    are embedded once: later queries embed only what is new or changed.
     """
-    if json and plain:
-        raise UsageError("Two forms of output at once", where="--json --plain", remedy="Choose one of them.")
-    sentences = _sentences(sentence, queries)
-    sheet = _sheet_file(sheet, show, gallery)
-
-    from tiprctl.gallery.embed import list_images
-    from tiprctl.gallery.search import search
-    from tiprctl.gallery.sheet import check_sheet
-
-    listing = list_images(gallery)
-    if sheet:
-        check_sheet(sheet, len(sentences) * min(top, len(listing.images)))
+    hits.check_forms(json=json, plain=plain, csv=csv)
+    if show:
+        hits.check_pictures()
+    wishes = _wishes(sentence, queries, like or [], plus or [], minus or [])
     if rerank is not None:
-        from tiprctl.reranking import check_source
+        reranked.check_wishes(wishes)
+    sheet = _sheet_file(sheet, open_sheet, gallery)
 
-        check_source(model)
-    embedder = _load_embedder(model, device)
-    render.note(f"Model: {embedder.description}")
-    warn_of_long(sentences, embedder.tokenizer)
-    embedded = _read_gallery(listing, embedder)
-    hits = search(embedder.embed_texts(sentences), embedded.vectors, max(top, rerank or 0))
+    def load(source: str | None, bulk: bool) -> VectorModel:
+        return _load_model(source, device, bulk=bulk, pairs=rerank is not None)
+
+    def check_sheet(images: int) -> None:
+        if sheet:
+            hits.check_sheet(sheet, len(wishes) * min(top, images))
+
+    opened = open_gallery(gallery, model, load, where=where, follow_links=follow_links, check=check_sheet)
+    warn_of_long([text for wish in wishes for text in wish.texts], opened.model.tokenizer)
+    request = _request(opened, max(top, rerank or 0), where, min_score, exclude or [], group_similar, similar_from)
+    found = _find(opened, wishes, request)
     reranking = None
     if rerank is not None:
-        hits, reranking = _rerank(embedder, sentences, embedded, hits, rerank)
-    results = _results(sentences, embedded, hits, reranking, top)
-    _print(results, embedded, embedder.description, reranking, json, plain)
+        found, reranking = reranked.rerank(opened, wishes, found, rerank)
+    results = [
+        hits.result(
+            wish.label, some[:top], shown=opened.shown, grouped=request.similar is not None, reranking=reranking
+        )
+        for wish, some in zip(wishes, found)
+    ]
+    _tell_of_none(opened, results, request)
+    if json:
+        render.result_json(_document(opened, results, reranking))
+    elif plain:
+        hits.print_paths(results)
+    elif csv != hits.STDOUT:
+        hits.print_tables(results, times=opened.folder is None)
+    if csv is not None:
+        hits.write_csv(results, csv)
+    if show:
+        hits.show_pictures(results)
     if sheet:
-        _write_sheet(sheet, results, show)
+        hits.write_sheet(results, sheet, show=open_sheet)
 
 
-def _sentences(sentence: str | None, queries: Path | None) -> list[str]:
-    """The descriptions to rank by: the one given, or the lines of the file."""
-    if (sentence is None) == (queries is None):
-        what = "There is nothing to look for" if sentence is None else "Both a sentence and --queries are given"
+def _wishes(
+    sentence: str | None, queries: Path | None, like: Sequence[str], plus: Sequence[str], minus: Sequence[str]
+) -> list[Wish]:
+    """What is looked for: a wish for each sentence."""
+    from tiprctl.gallery.wish import make_wishes, read_queries
+
+    if sentence is not None and queries is not None:
         remedy = 'Give one of them: tiprctl query "woman in red coat" --gallery DIR, or --queries FILE.'
-        raise UsageError(what, remedy=remedy)
-    if queries is None:
-        if not sentence.strip():
-            raise UsageError("The sentence is empty", remedy='Describe a person: "woman in red coat".')
-        return [sentence.strip()]
-    try:
-        lines = queries.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError("The file of queries is not UTF-8", where=queries, remedy="Save it as UTF-8.") from error
-    except OSError as error:
-        what = f"The file of queries cannot be read: {error.strerror}"
-        raise InputError(what, where=queries, remedy="Name a text file with a description a line.") from error
-    sentences = [line.strip() for line in lines if line.strip()]
-    if not sentences:
-        raise InputError("The file of queries is empty", where=queries, remedy="Write a description a line.")
-    return sentences
+        raise UsageError("Both a sentence and --queries are given", remedy=remedy)
+    if queries is not None:
+        return make_wishes(read_queries(queries), like, plus, minus)
+    if sentence is not None and not sentence.strip():
+        raise UsageError("The sentence is empty", remedy='Describe a person: "woman in red coat".')
+    return make_wishes([] if sentence is None else [sentence.strip()], like, plus, minus)
 
 
-def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
+def _sheet_file(sheet: Path | None, show: bool, gallery: str) -> Path | None:
     """Where the contact sheet goes; None when none is asked for. `--open` alone puts it in the cache."""
     if sheet is None:
         if not show:
@@ -114,7 +156,7 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
         return cache_folder() / "sheet.png"
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
         raise UsageError("The contact sheet is a PNG file", where=sheet, remedy="Name a file that ends in .png.")
-    if sheet.resolve().is_relative_to(gallery.resolve()):
+    if sheet.resolve().is_relative_to(Path(gallery).resolve()):
         raise UsageError(
             "The contact sheet would lie in the gallery and be ranked with it",
             where=sheet,
@@ -123,108 +165,60 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: Path) -> Path | None:
     return sheet
 
 
-def _load_embedder(model: str | None, device: str | None) -> Embedder:
+def _load_model(source: str | None, device: str | None, *, bulk: bool, pairs: bool) -> VectorModel:
+    """The model of that name; where it is to look at pairs the encoder itself, if its head can."""
+    if not pairs:
+        from tiprctl.vector_model import load_vector_model
+
+        return load_vector_model(source, device=device, bulk=bulk, tell=render.warning)
     from tiprctl.precision import find_device
+    from tiprctl.reranking import check_source
     from tiprctl.sources import load_embedder
 
-    return load_embedder(model, device=find_device(device))
+    check_source(source)
+    return load_embedder(source, device=find_device(device))
 
 
-def _read_gallery(listing: Listing, embedder: VectorModel) -> Gallery:
-    from tiprctl.gallery.index import EmbeddingInterrupted, read_gallery
+def _request(
+    opened: Opened,
+    top: int,
+    where: str | None,
+    min_score: float | None,
+    exclude: Sequence[str],
+    group_similar: bool,
+    similar_from: float | None,
+) -> Request:
+    from tiprctl.gallery.answer import Request, patterns
+    from tiprctl.gallery.similar import SIMILAR
 
-    try:
-        gallery = read_gallery(
-            listing, embedder, progress=lambda total: render.progress("Embedding", total=total, unit="images")
-        )
-    except EmbeddingInterrupted as interrupt:
-        render.warning(f"{interrupt}; the same command goes on from there.")
-        raise
-    for note in gallery.notes:
+    similar = similar_from if similar_from is not None else SIMILAR if group_similar else None
+    unwanted = [pattern for given in exclude for pattern in patterns(opened.stored(given))]
+    return Request(top, where, min_score, tuple(unwanted), similar)
+
+
+def _find(opened: Opened, wishes: Sequence[Wish], request: Request) -> list[list[Hit]]:
+    from tiprctl.gallery.answer import answer
+    from tiprctl.gallery.wish import wish_vectors
+
+    answers = answer(opened.store, wish_vectors(wishes, opened.model), request)
+    for note in dict.fromkeys(one.note for one in answers if one.note):
         render.warning(note)
-    if gallery.unreadable:
-        named = ", ".join(f"{one.path} ({one.reason})" for one in gallery.unreadable[:_NAMED])
-        more = len(gallery.unreadable) - _NAMED
-        render.warning(
-            f"{len(gallery.unreadable)} unreadable, skipped: {named}" + (f" and {more} more" if more > 0 else "")
-        )
-    render.note(f"Gallery: {len(gallery.paths):,} images, {gallery.embedded:,} of them embedded now")
-    return gallery
+    return [one.hits for one in answers]
 
 
-def _rerank(
-    embedder: Embedder, sentences: Sequence[str], gallery: Gallery, hits: Hits, first: int
-) -> tuple[Hits, Reranking]:
-    """The hits with the first of each sentence in their new order, and what that cost, which is told."""
-    from tiprctl.reranking import rerank_hits
-
-    hits, reranking = rerank_hits(
-        embedder, sentences, gallery.root, gallery.paths, hits, first, progress=render.progress
-    )
-    note_reranking(reranking, len(gallery.paths))
-    render.note(f"The scores of the first {reranking.first:,} are those of pairs; below the line there, cosines.")
-    return hits, reranking
+def _tell_of_none(opened: Opened, results: Sequence[dict[str, Any]], request: Request) -> None:
+    """Say that there are no hits, which may look like a fault, and what may have kept them out."""
+    without = [result["query"] for result in results if not result["hits"]]
+    if without:
+        filters = {"--where": request.where, "--min-score": request.min_score, "--exclude": request.exclude or None}
+        given = ", ".join(name for name, value in filters.items() if value is not None)
+        reason = f"none of its {len(opened.store):,} images passes {given}" if len(opened.store) else "it is empty"
+        more = f" and {len(without) - 1:,} more" if len(without) > 1 else ""
+        render.warning(f"The gallery has no crop for {without[0]!r}{more}: {reason}.")
 
 
-def _results(
-    sentences: Sequence[str], gallery: Gallery, hits: Hits, reranking: Reranking | None, top: int
-) -> list[dict[str, Any]]:
-    """The first `top` hits of each sentence; those whose scores are not cosines are marked."""
-    return [
-        {
-            "query": sentence,
-            "hits": [
-                {
-                    "rank": rank,
-                    "score": float(score),
-                    "path": str(gallery.root / gallery.paths[index]),
-                    **(reranking.mark(rank) if reranking else {}),
-                }
-                for rank, (index, score) in enumerate(zip(indices[:top], scores[:top]), 1)
-            ],
-        }
-        for sentence, indices, scores in zip(sentences, hits.indices, hits.scores)
-    ]
-
-
-def _print(
-    results: Sequence[dict[str, Any]],
-    gallery: Gallery,
-    model: str,
-    reranking: Reranking | None,
-    json: bool,
-    plain: bool,
-) -> None:
-    if json:
-        skipped = [{"path": one.path, "reason": one.reason} for one in gallery.unreadable]
-        document = {"model": model, "gallery": str(gallery.root), "images": len(gallery.paths), "skipped": skipped}
-        again = reranking.describe() if reranking else {}
-        render.result_json({**document, **again, "results": results})
-        return
-    for result in results:
-        if plain:
-            for hit in result["hits"]:
-                render.result_line(hit["path"])
-        else:
-            columns = [("rank", "right"), ("score", "right"), "path"]
-            table = render.table(result["query"], columns, _rows(result["hits"], reranked=True))
-            render.extend_table(table, None, _rows(result["hits"], reranked=False))
-            render.result_table(table)
-
-
-def _rows(hits: Sequence[dict[str, Any]], *, reranked: bool) -> list[tuple[Any, ...]]:
-    """The cells of those hits that were ranked again, or of the others."""
-    return [(hit["rank"], f"{hit['score']:.3f}", hit["path"]) for hit in hits if hit.get("reranked", False) is reranked]
-
-
-def _write_sheet(target: Path, results: Sequence[dict[str, Any]], show: bool) -> None:
-    from tiprctl.gallery.sheet import Block, Crop, write_sheet
-
-    blocks = [
-        Block(result["query"], [Crop(Path(hit["path"]), hit["rank"], hit["score"]) for hit in result["hits"]])
-        for result in results
-    ]
-    write_sheet(target, blocks)
-    render.note(f"Contact sheet: {target}")
-    if show and typer.launch(str(target)) != 0:
-        render.warning(f"No viewer could be opened; the contact sheet is {target}")
+def _document(opened: Opened, results: Sequence[dict[str, Any]], reranking: Reranking | None) -> dict[str, Any]:
+    skipped = [{"path": one.path, "reason": one.reason} for one in opened.skipped]
+    document = {"model": opened.model.description, "gallery": opened.name, "images": len(opened.store)}
+    again = reranking.describe() if reranking else {}
+    return {**document, "skipped": skipped, **again, "results": results}

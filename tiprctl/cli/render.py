@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,6 +24,8 @@ _verbosity = 0
 
 UNFOLDED = 500
 """Columns off a terminal: more than any row needs."""
+PICTURE = 12
+"""Columns that a picture takes in the terminal."""
 
 
 class _Notes(logging.Handler):
@@ -63,10 +65,18 @@ def last_error(problem: TiprError) -> None:
     last_word(lambda: error(problem))
 
 
+def visible(text: str) -> str:
+    """The text with control characters spelt out, but for line breaks: a file's name must not command the terminal."""
+    if text.isprintable():
+        return text
+    spelt = (one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+    return "".join(spelt)
+
+
 def note(text: str) -> None:
     """A remark on stderr; silent under `--quiet`."""
     if _verbosity >= 0:
-        _err.print(text, style="dim", markup=False, soft_wrap=True)
+        _err.print(visible(text), style="dim", markup=False, soft_wrap=True)
 
 
 def heading(text: str) -> None:
@@ -77,15 +87,15 @@ def heading(text: str) -> None:
 
 def warning(text: str) -> None:
     """Something the user should know of though the work goes on."""
-    _err.print(f"[yellow]warning[/]: {escape(text)}", soft_wrap=True)
+    _err.print(f"[yellow]warning[/]: {escape(visible(text))}", soft_wrap=True)
 
 
 def error(error: TiprError) -> None:
     """One to three lines on stderr: what, where, remedy."""
-    _err.print(f"[bold red]error[/]: {escape(error.what)}", soft_wrap=True)
+    _err.print(f"[bold red]error[/]: {escape(visible(error.what))}", soft_wrap=True)
     for line in (error.where, error.remedy):
         if line:
-            _err.print(f"  {line}", markup=False, soft_wrap=True)
+            _err.print(f"  {visible(line)}", markup=False, soft_wrap=True)
     if _verbosity > 0:
         _err.print_exception()
 
@@ -100,8 +110,13 @@ def fault(fault: BaseException) -> None:
 
 
 def result_line(text: str) -> None:
-    """One bare line of result on stdout, never wrapped or coloured."""
-    print(text)
+    """One bare line of result on stdout, never wrapped or coloured; as it is into a pipe, `visible` on a terminal."""
+    print(visible(text) if sys.stdout.isatty() else text)
+
+
+def result_text(text: str) -> None:
+    """A whole document on stdout, byte by byte."""
+    sys.stdout.write(text)
 
 
 def result_json(document: Any) -> None:
@@ -117,13 +132,18 @@ def result_table(table: Table) -> None:
 
 def table(title: str | None, columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
     """A table; a column is its heading, or (heading, "right"|"left")."""
-    built = Table(title=title and escape(title), title_justify="left", header_style="bold")
+    built = Table(title=title and _cell(title), title_justify="left", header_style="bold")
     for column in columns:
         heading, justify = (column, "left") if isinstance(column, str) else column
         built.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
-        built.add_row(*(escape(str(cell)) for cell in row))
+        built.add_row(*map(_cell, row))
     return built
+
+
+def _cell(value: Any) -> str:
+    """A value as it stands in a table: neither its brackets nor its control characters mean anything."""
+    return escape(visible(str(value)).replace("\n", "\\n"))
 
 
 def extend_table(table: Table, heading: str | None, rows: Iterable[Sequence[Any]]) -> None:
@@ -134,7 +154,35 @@ def extend_table(table: Table, heading: str | None, rows: Iterable[Sequence[Any]
     if rows and heading:
         table.add_row(f"[dim]{escape(heading)}[/]")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*map(_cell, row))
+
+
+def why_no_pictures() -> str | None:
+    """Why stdout can show no picture; None where it can."""
+    if not _out.is_terminal:
+        return "the output goes to no terminal"
+    if _sizeless():
+        return "the terminal does not tell its size"
+    return "the terminal shows no colours" if _out.no_color or _out.color_system is None else None
+
+
+def _sizeless() -> bool:
+    with suppress(OSError, ValueError):
+        return 0 in os.get_terminal_size(sys.__stdout__.fileno())
+    return False
+
+
+def result_pictures(pictures: Iterable[tuple[Any, str]]) -> None:
+    """Pictures (of Pillow) side by side on stdout, each with its caption below, as finely as the terminal can."""
+    # It asks the terminal what it can show as soon as it is imported.
+    from textual_image.renderable import Image
+
+    cells = [Group(Image(picture, width=PICTURE, height="auto"), _cell(caption)) for picture, caption in pictures]
+    across = max(1, _out.width // (PICTURE + 2))
+    grid = Table.grid(padding=(0, 2, 1, 0))
+    for start in range(0, len(cells), across):
+        grid.add_row(*cells[start : start + across])
+    _out.print(grid)
 
 
 def row(cells: Iterable[str], widths: Iterable[int]) -> None:

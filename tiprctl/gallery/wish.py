@@ -50,6 +50,11 @@ class Wish:
         return "".join(_spelt(term, first=not place) for place, term in enumerate(self.terms))
 
     @property
+    def texts(self) -> list[str]:
+        """What the text tower is to read."""
+        return [term.what for term in self.terms if isinstance(term.what, str)]
+
+    @property
     def sentence(self) -> str | None:
         """The description, where the wish is one and nothing else."""
         (term, *others) = self.terms

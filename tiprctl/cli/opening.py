@@ -1,0 +1,146 @@
+"""Opening what is searched: an indexed gallery or a folder, with the model that its vectors are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tiprctl.cli import render
+from tiprctl.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from tiprctl.gallery.folder import FolderGallery
+    from tiprctl.gallery.listing import Listing, Unreadable
+    from tiprctl.gallery.schema import ModelIdentity
+    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.vector_model import VectorModel
+
+Load = Callable[[str | None, bool], "VectorModel"]
+"""From a model's name to the model; true where it is to embed many images."""
+
+MANY = 1000
+"""New images of a folder from which a model that embeds many quickly is worth its start."""
+_NAMED = 3
+"""How many skipped files are named in the warning; `--json` lists them all."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is searched: `store`, by `model`; `folder` where it is one."""
+
+    name: str
+    store: GalleryStore
+    model: VectorModel
+    folder: FolderGallery | None = None
+
+    @property
+    def skipped(self) -> list[Unreadable]:
+        return self.folder.unreadable if self.folder else []
+
+    def shown(self, path: str) -> str:
+        """A path of the gallery as the user reaches it."""
+        return self.folder.shown(path) if self.folder else path
+
+    def stored(self, shown: str) -> str:
+        """A path that was shown, or a pattern of such, as the gallery has it."""
+        return self.folder.stored(shown) if self.folder else shown
+
+
+def open_gallery(
+    name: str,
+    source: str | None,
+    load: Load,
+    *,
+    where: str | None,
+    follow_links: bool,
+    check: Callable[[int], None],
+) -> Opened:
+    """An indexed gallery or a folder by its name, with the model named, or else the gallery's own or the newest run's.
+
+    The expression `where` is checked before a folder is embedded, and `check` is called with the number of images before a model is loaded.
+
+    Raises:
+        InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
+    """
+    from tiprctl.gallery.engine import lance
+    from tiprctl.gallery.listing import list_images
+    from tiprctl.gallery.store import GalleryStore, exists
+
+    if "://" in name or name.rstrip("/\\").endswith(".lance") or exists(name):
+        store = GalleryStore.open(name)
+        check(len(store))
+        return _open_index(store, source, load)
+    # First, since pyarrow imports pandas with its first array unless it was loaded in this way.
+    lance()
+    listing = list_images(name, follow_links=follow_links)
+    check(len(listing.images))
+    return _open_folder(listing, source, load, where)
+
+
+def _open_index(store: GalleryStore, source: str | None, load: Load) -> Opened:
+    """An indexed gallery, with the model named, its own, or the newest run's.
+
+    Raises:
+        UsageError, InputError: the model's vectors are not those of the gallery, or it cannot be loaded.
+    """
+    model = load(source, False) if source is not None else _own_model(store.identity, load)
+    store.check_model(model)
+    render.note(f"Model: {model.description}")
+    render.note(f"Gallery: {len(store):,} images")
+    return Opened(store.uri, store, model)
+
+
+def _open_folder(listing: Listing, source: str | None, load: Load, where: str | None) -> Opened:
+    """A folder, its new and changed images embedded.
+
+    Raises:
+        EmbeddingInterrupted: Ctrl-C; what was embedded is kept. InputError: no image can be read.
+    """
+    from tiprctl.gallery import folder
+    from tiprctl.gallery.adding import EmbeddingInterrupted
+
+    model = load(source, False)
+    if len(listing.images) - folder.kept(listing, model) > MANY:
+        model = load(source, True)
+    render.note(f"Model: {model.description}")
+    try:
+        opened = folder.open_folder(
+            listing,
+            model,
+            where=where,
+            progress=lambda total: render.progress("Embedding", total=total, unit="images"),
+        )
+    except EmbeddingInterrupted as interrupt:
+        render.warning(f"{interrupt}; the same command goes on from there.")
+        raise
+    for note in opened.notes:
+        render.warning(note)
+    _warn_of_skipped(opened.unreadable)
+    render.note(f"Gallery: {len(opened.store):,} images, {opened.embedded:,} of them embedded now")
+    return Opened(str(listing.root), opened.store, model, opened)
+
+
+def _own_model(identity: ModelIdentity, load: Load) -> VectorModel:
+    """The model that a gallery was indexed with: by the name that it had then, else the newest run if it is that one."""
+    from tiprctl.runs import latest_run
+
+    for source in (identity.source, None) if latest_run() else (identity.source,):
+        with suppress(InputError):
+            model = load(source, False)
+            if model.fingerprint == identity.fingerprint:
+                return model
+    raise UsageError(
+        f"The model that the gallery was indexed with is no longer there, or has changed: {identity.description}",
+        where=identity.source,
+        remedy="Name where it is now (--model), or index the images again in a new gallery.",
+    )
+
+
+def _warn_of_skipped(skipped: list[Unreadable]) -> None:
+    if not skipped:
+        return
+    named = ", ".join(f"{one.path} ({one.reason})" for one in skipped[:_NAMED])
+    more = len(skipped) - _NAMED
+    render.warning(f"{len(skipped)} unreadable, skipped: {named}" + (f" and {more} more" if more > 0 else ""))
