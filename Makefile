@@ -31,3 +31,5 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/encode.py --quick
 	$(BIN)/python benchmarks/memory.py --quick
 	$(BIN)/python benchmarks/scaling.py --quick
+	$(BIN)/python benchmarks/gallery.py --quick
+	$(BIN)/python benchmarks/cold_query.py --quick

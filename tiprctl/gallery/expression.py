@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 EXAMPLE = "camera = 'cam_a' and time > '2026-11-01 08:30'"
 _TOKEN = re.compile(
-    r"""(?P<string>'(?:[^']|'')*')
-    | (?P<name>[^\W\d]\w* | "[^"]*" | `[^`]*`)
+    r"""(?P<string>'(?:[^']|'')*' | "[^"]*")
+    | (?P<name>[^\W\d]\w* | `[^`]*`)
     | (?P<space>\s+)
     | (?P<other><=|>=|<>|!=|.)""",
     re.VERBOSE,
 )
 _COMPARING = {"=", "<", ">", "<=", ">=", "<>", "!=", "in", "between", "not", "and", "(", ","}
 """What may stand between a column and the values that it is compared with."""
-_MINUTES = re.compile(r"'(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)'")
+_MINUTES = re.compile(r"(['\"]\d{4}-\d\d-\d\d[ T]\d\d:\d\d)(['\"])")
 
 
 def compiled(store: GalleryStore, where: str) -> str:
@@ -65,9 +65,9 @@ def _typed(tokens: Iterator[re.Match[str]], columns: Collection[str]) -> Iterato
     for token in tokens:
         text = token.group()
         if token.lastgroup == "string" and compared:
-            yield "timestamp " + _MINUTES.sub(r"'\1 \2:00'", text)
+            yield "timestamp " + _MINUTES.sub(r"\1:00\2", text)
             continue
         if token.lastgroup != "space":
-            named = token.lastgroup == "name" and text.strip('"`').lower() in columns
+            named = token.lastgroup == "name" and text.strip("`").lower() in columns
             compared = named or (compared and text.lower() in _COMPARING)
         yield text
