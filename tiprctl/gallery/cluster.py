@@ -1,0 +1,206 @@
+"""A gallery embedded by many machines: Ray Data hands out the images, workers write files, the driver commits them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from tiprctl.errors import TiprError
+from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Manner
+from tiprctl.gallery.cluster_commits import Committer
+from tiprctl.gallery.cluster_session import actors_for, connected, told_by_worker
+from tiprctl.gallery.cluster_stages import Decode, Embed, Write, unreadable_of
+from tiprctl.gallery.digests import DigestSet
+from tiprctl.gallery.embedding import ReadImage
+from tiprctl.gallery.listing import ImageFile
+from tiprctl.gallery.metadata import Describer, key_of
+from tiprctl.gallery.schema import KEY
+from tiprctl.gallery.store import GalleryStore
+from tiprctl.vector_model import VectorModel
+
+_IMAGES_PER_ACTOR = 100_000
+"""Of a round: Ray starts the workers anew for each, and the driver holds its paths."""
+_SECONDS_BETWEEN_COMMITS = 30.0
+_SHARE_OF_CORE = 0.5
+"""Of a task that reads and decodes, or writes: half of its time it waits for the disk or the network."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work is cut.
+
+    Attributes:
+        actors: processes that hold the model; None is one a GPU, or one a machine where there is none.
+        block: images of a task that reads and decodes; their pixels travel together to the model.
+        fragment: rows of a file that is written, but for the last ones.
+    """
+
+    actors: int | None = None
+    block: int = 256
+    fragment: int = 8192
+
+
+def add_with_ray(
+    store: GalleryStore,
+    root: str,
+    images: Iterable[ImageFile],
+    load_model: Callable[[], VectorModel],
+    image_size: tuple[int, int],
+    manner: Manner | None = None,
+    *,
+    address: str | None = None,
+    layout: Layout | None = None,
+) -> Changes:
+    """Embed the images that the gallery has not on a Ray cluster; what is there is left as it is, changed or not.
+
+    Rows are committed as they come: a job that ends early loses what was written since its last commit, and goes on
+    from there when it is given again. A worker that dies is replaced, and its images are embedded again. No path is
+    there twice, whoever else adds at the same time.
+
+    Args:
+        root: a folder that all machines see under this name, or a URI.
+        images: below `root`; taken as they are needed, each path once.
+        load_model: called once in each process that embeds.
+        image_size: (H, W) of the pixels that the model takes.
+        manner: its `workers` are not used, and its progress is begun anew for each round of images.
+        address: of the cluster; None works on this machine.
+
+    Raises:
+        EmbeddingInterrupted: Ctrl-C; what was committed is kept.
+        UsageError: Ray is missing, or its cluster is, or a worker loads another model than the gallery's.
+        EngineError: the gallery cannot be written. TiprError: the workers failed.
+    """
+    manner = manner or Manner()
+    store.add_columns(manner.describer.types)
+    store.refresh()
+    with connected(address) as ray:
+        job = _Job(ray, store, root, manner, layout or Layout(), load_model, image_size)
+        for chosen in _portions(job.new(images), job.round_images):
+            job.run(chosen)
+    return job.changes
+
+
+class _Job:
+    """Rounds of images through the cluster into one gallery."""
+
+    def __init__(
+        self,
+        ray: ModuleType,
+        store: GalleryStore,
+        root: str,
+        manner: Manner,
+        layout: Layout,
+        load_model: Callable[[], VectorModel],
+        image_size: tuple[int, int],
+    ):
+        self.ray = ray
+        self.root = root
+        self.manner = manner
+        self.layout = layout
+        self.actors = actors_for(ray, layout.actors)
+        self.round_images = _IMAGES_PER_ACTOR * self.actors.count
+        self.decode = Decode(image_size, manner.describer.read_time)
+        self.embedder = (store.uri, load_model, manner.batch_size)
+        self.write = Write(store.uri, store.schema)
+        # The committer counts on having been made at the version whose paths are known.
+        self.committer = Committer(store)
+        self.known = DigestSet(path for batch in store.scan([KEY]) for path in batch[KEY].to_pylist())
+        self.changes = Changes(0)
+
+    def new(self, images: Iterable[ImageFile]) -> Iterator[ImageFile]:
+        """Those of the images that the gallery has not."""
+        for some in _portions(images, self.layout.block):
+            known = self.known.contains(key_of(self.root, image.path) for image in some)
+            self.changes.images += len(some)
+            self.changes.unchanged += int(known.sum())
+            yield from (image for image, there in zip(some, known) if not there)
+
+    def run(self, images: Sequence[ImageFile]) -> None:
+        """Embed these and commit their rows, the last ones however it ends."""
+        with self.manner.progress(len(images)) as advance:
+            pending = _Pending(self.committer, self.changes)
+            try:
+                for written in self._written(images):
+                    pending.add(written)
+                    advance(len(written["paths"]) + len(written["unreadable"]))
+            except KeyboardInterrupt as interrupt:
+                pending.commit()
+                raise EmbeddingInterrupted(
+                    self.changes.added, self.changes.images - self.changes.unchanged
+                ) from interrupt
+            finally:
+                pending.commit()
+
+    def _written(self, images: Sequence[ImageFile]) -> Iterator[Mapping[str, Any]]:
+        """Rows of `WRITTEN`, as the workers finish them, in any order."""
+        blocks = [_rows(some, self.root, self.manner.describer) for some in _portions(images, self.layout.block)]
+        arrow = {"batch_format": "pyarrow"}
+        model = self.ray.data.ActorPoolStrategy(size=min(self.actors.count, len(blocks)))
+        data = (
+            self.ray.data.from_arrow(blocks)
+            .map_batches(self.decode, batch_size=None, num_cpus=_SHARE_OF_CORE, **arrow)
+            .map_batches(
+                Embed,
+                fn_constructor_args=self.embedder,
+                batch_size=None,
+                compute=model,
+                num_cpus=self.actors.cpus,
+                num_gpus=self.actors.gpus,
+                **arrow,
+            )
+            .map_batches(self.write, batch_size=self.layout.fragment, num_cpus=_SHARE_OF_CORE, **arrow)
+        )
+        try:
+            yield from data.iter_rows()
+        except self.ray.exceptions.RayError as error:
+            raise told_by_worker(error) or _failed(error) from error
+
+
+class _Pending:
+    """What was written and is not committed."""
+
+    def __init__(self, committer: Committer, changes: Changes):
+        self._committer = committer
+        self._changes = changes
+        self._written: list[Mapping[str, Any]] = []
+        self._last = time.monotonic()
+
+    def add(self, written: Mapping[str, Any]) -> None:
+        self._written.append(written)
+        self._changes.unreadable += unreadable_of(written)
+        if time.monotonic() - self._last > _SECONDS_BETWEEN_COMMITS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit what there is; it is not tried again should that fail."""
+        written, self._written = self._written, []
+        added = self._committer.commit(written)
+        self._changes.added += added
+        self._changes.elsewhere += sum(len(row["paths"]) for row in written) - added
+        self._last = time.monotonic()
+
+
+def _rows(images: Sequence[ImageFile], root: str, describer: Describer) -> pa.Table:
+    """What is known of images before they are read, in the gallery's columns."""
+    columns = describer.columns([ReadImage(image, "") for image in images], root)
+    return pa.table({name: column for name, column in columns.items() if name != "hash"})
+
+
+def _portions(images: Iterable[ImageFile], size: int) -> Iterator[list[ImageFile]]:
+    coming = iter(images)
+    while portion := list(islice(coming, size)):
+        yield portion
+
+
+def _failed(error: BaseException) -> TiprError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return TiprError(
+        f"The workers of the cluster failed: {lines[-1].strip()}",
+        remedy="Ray's logs tell more (/tmp/ray/session_latest/logs). Give the same command again: it goes on.",
+    )
