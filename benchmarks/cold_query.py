@@ -22,6 +22,7 @@ from statistics import median
 import numpy as np
 import pyarrow as pa
 import torch
+from _crops import BLOCK, Crops
 from _report import Report, parser, publish, survey, verdict
 
 from tiprctl.checkpoint import encoder_header, save_checkpoint, weights_fingerprint
@@ -40,10 +41,6 @@ from tiprctl.vector_model import export_folder
 SENTENCE = "a woman in a red coat with a black backpack"
 BARE = "numpy, onnxruntime, lance, ftfy, regex, typer"
 """What every answer has to import, whoever writes it."""
-PEOPLE = 2_000
-"""Around as many points the vectors of the crops lie, since those of crops do not lie evenly."""
-SPREAD = 0.5
-"""How far a crop lies from its person, where persons are at a distance of about 1.4 from each other."""
 
 
 @dataclass(frozen=True)
@@ -79,36 +76,26 @@ def write_gallery(folder: Path, run: Path, crops: int) -> None:
     """A gallery of synthetic vectors under the model of a run, optimised as `tiprctl index optimise` does."""
     model = load_embedder(run, device=torch.device("cpu"))
     store = GalleryStore.create(folder, ModelIdentity.of(model))
-    vectors = synthetic(crops, model.width)
-    for start in range(0, crops, 50_000):
-        some = vectors[start : start + 50_000]
-        paths = [f"/archive/cam_{number % 16}/{number:08}.jpg" for number in range(start, start + len(some))]
-        store.put(
-            pa.table(
-                {
-                    "path": paths,
-                    "hash": [f"{number:032x}" for number in range(start, start + len(some))],
-                    "size": np.full(len(some), 12_000),
-                    "mtime_ns": np.arange(start, start + len(some)),
-                    "time": np.arange(start, start + len(some)).astype("datetime64[us]"),
-                    "camera": [path.split("/")[2] for path in paths],
-                    "vector": pa.FixedSizeListArray.from_arrays(some.reshape(-1), model.width),
-                }
-            )
-        )
+    vectors = Crops(model.width)
+    for number, first in enumerate(range(0, crops, BLOCK)):
+        store.put(rows(first, vectors.block(number, min(BLOCK, crops - first))))
     optimise(store)
 
 
-def synthetic(count: int, width: int) -> np.ndarray:
-    """Unit vectors `(count, width)`, float32, in clusters."""
-    generator = np.random.default_rng(0)
-    people = _unit(generator.standard_normal((PEOPLE, width), np.float32))
-    noise = _unit(generator.standard_normal((count, width), np.float32))
-    return _unit(people[generator.integers(PEOPLE, size=count)] + SPREAD * noise)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def rows(first: int, vectors: np.ndarray) -> pa.Table:
+    """Rows of a gallery for these vectors `(n, width)`, numbered from `first` on."""
+    numbers = range(first, first + len(vectors))
+    cameras = [f"cam_{number % 16}" for number in numbers]
+    columns = {
+        "path": [f"/archive/{camera}/{number:08}.jpg" for camera, number in zip(cameras, numbers)],
+        "hash": [f"{number:032x}" for number in numbers],
+        "size": np.full(len(numbers), 12_000),
+        "mtime_ns": np.array(numbers),
+        "time": np.array(numbers).astype("datetime64[us]"),
+        "camera": cameras,
+        "vector": pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1]),
+    }
+    return pa.table(columns)
 
 
 def shell(folder: Path, *arguments: str) -> tuple[float, str]:

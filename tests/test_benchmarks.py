@@ -41,6 +41,24 @@ def test_goal_of_drawing(benchmarks):
     assert shortfalls(212.3) == ["212 images a second are fewer than 300"]
 
 
+def test_goals_of_a_cold_query(benchmarks):
+    from cold_query import MODELS, shortfalls
+
+    assert shortfalls({"built-in": 0.5, "ViT-B/16": 0.8}, MODELS) == []
+    assert shortfalls({"built-in": 0.51, "ViT-B/16": 0.8}, MODELS) == [
+        "built-in: 0.51 s to an answer are more than 0.5 s"
+    ]
+
+
+def test_a_cold_query_is_measured_beside_the_bare_imports(benchmarks, monkeypatch, capsys):
+    monkeypatch.setenv("TIPRCTL_QUERY_TOP", "many")
+    code, document = run("cold_query", ["--quick"], monkeypatch, capsys)
+    assert list(document["seconds"]) == ["bare imports", "built-in", "built-in, without its export"]
+    assert min(document["seconds"].values()) > 0
+    assert document["crops"] == 5_000
+    assert code == 0
+
+
 def test_a_missed_goal_fails_where_goals_are_enforced(benchmarks, capsys):
     from _report import verdict
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from tiprctl import vector_model
 from tiprctl.errors import InputError, UsageError
 from tiprctl.exported import CARD, IMAGE, TEXT, ExportedModel
 from tiprctl.exporting import export_model
+from tiprctl.images import load_pixels
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.models.embedder import Embedder
 from tiprctl.runs import BEST
@@ -210,3 +213,23 @@ def test_exports_lie_beside_their_models(tmp_path, monkeypatch):
         "ViT-B-16/../clip.pt": "exports/ViT-B-16-..-clip.pt",
     }
     assert {source: str(export_folder(source)) for source in places} == places
+
+
+@pytest.mark.usefixtures("here")
+def test_the_page_runs_without_torch():
+    page = (Path(__file__).parent.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 20
+    Path("runs/a/export").rename("deploy")
+    Path("crops").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 20, 3), np.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(f"crops/{number}.png")
+    refused = "import sys; sys.modules['torch'] = None\n"
+    done = subprocess.run([sys.executable, "-c", refused + code], capture_output=True, text=True, check=True)
+    model = load_embedder("runs/a", device=CPU)
+    crops = np.stack([load_pixels(f"crops/{number}.png", model.image_size) for number in range(3)])
+    scores = model.embed_images(crops) @ model.embed_texts(["a woman in a red coat"])[0]
+    printed = {path: float(score) for score, path in map(str.split, done.stdout.splitlines())}
+    assert printed == {f"crops/{number}.png": pytest.approx(score, abs=1e-3) for number, score in enumerate(scores)}
+    assert list(printed) == [f"crops/{number}.png" for number in np.argsort(-scores)]
