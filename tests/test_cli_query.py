@@ -31,6 +31,7 @@ from tiprctl.cli import app as program
 from tiprctl.cli import hits, render
 from tiprctl.cli import query as command
 from tiprctl.config import to_dict
+from tiprctl.errors import InputError
 from tiprctl.exporting import export_model
 from tiprctl.gallery.adding import sync
 from tiprctl.gallery.embedding import content_hash
@@ -155,7 +156,7 @@ def test_unreadable_files_are_counted_and_the_first_named(embedder, crops):
     done = run("red", "--gallery", "crops", "--plain")
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) == 3
-    assert "5 unreadable, skipped: bad0.jpg (The image file is empty (0 bytes)), bad1.jpg" in done.stderr
+    assert "5 skipped: bad0.jpg (The image file is empty (0 bytes)), bad1.jpg" in done.stderr
     assert "and 2 more" in done.stderr
     assert "bad3.jpg" not in done.stderr
 
@@ -224,6 +225,14 @@ BAD = {
     "sheet in no folder": (["red", "--sheet", "empty.txt/out.png"], 3, "Cannot write"),
     "sheet too large": (["--queries", "many.txt", "--sheet", "out.png"], 2, "A contact sheet of 1,002 crops is too"),
     "top of none": (["red", "--top", "0"], 2, "--top"),
+    "a weight of none": (["red", "--minus", "hat^0"], 2, "The weight 0 is no positive number"),
+    "nothing but minus": (["--minus", "hat"], 2, "There is nothing to look for"),
+    "csv and plain": (["red", "--csv", "-", "--plain"], 2, "Two forms of output at once"),
+    "csv in no folder": (["red", "--csv", "empty.txt/out.csv"], 3, "Cannot write"),
+    "score beyond a cosine": (["red", "--min-score", "2"], 2, "--min-score"),
+    "expression of none": (["red", "--where", "colour = 3"], 2, "The columns are path, hash, size"),
+    "empty pattern": (["red", "--exclude", " "], 2, "The pattern is empty"),
+    "image of none": (["--like", "none.png"], 3, "There is no such image file"),
     "none to re-rank": (["red", "--rerank", "0"], 2, "--rerank"),
 }
 
@@ -459,6 +468,72 @@ def test_crops_are_shown_in_a_terminal_of_colours(embedder, crops, monkeypatch):
     assert "1  1.000" in shown and "3  " in shown
 
 
+@pytest.fixture
+def models(embedder, monkeypatch):
+    """The models that there are, by their names; None is the newest finished run, and `loaded` what was asked for."""
+    found, loaded = {}, []
+
+    def load(source, device, *, bulk, pairs):
+        loaded.append(source)
+        if source not in found:
+            raise InputError("There is no such run", where=source)
+        return found[source]
+
+    monkeypatch.setattr(command, "_load_model", load)
+    monkeypatch.setattr("tiprctl.runs.latest_run", lambda: "a run" if None in found else None)
+    found["loaded"] = loaded
+    return found
+
+
+def other_model():
+    other = Colours()
+    other.fingerprint, other.description = "another", "runs/other (best epoch 3, chosen on val)"
+    return other
+
+
+def test_a_gallery_is_searched_by_its_own_model(galleries, models, embedder):
+    models |= {"runs/colours": embedder, None: other_model()}
+    done = run("red", "--gallery", "g.lance", "--plain", "--top", 1)
+    assert done.exit_code == 0
+    assert "Model: runs/colours" in done.stderr
+    assert models["loaded"] == ["runs/colours"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_gallery_whose_model_was_moved_is_searched_by_the_newest_run_if_it_is_that(
+    galleries, models, embedder, changed
+):
+    models |= {None: embedder} | ({"runs/colours": other_model()} if changed else {})
+    done = run("red", "--gallery", "g.lance", "--plain", "--top", 1)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.endswith("crops/red.png\n")
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_gallery_whose_model_is_gone_says_so(galleries, models, newest):
+    models |= {None: other_model()} if newest else {}
+    done = run("red", "--gallery", "g.lance")
+    assert done.exit_code == 2
+    what, where, remedy = done.stderr.splitlines()
+    assert "is no longer there, or has changed: runs/colours (best epoch 12" in what
+    assert where == "  runs/colours"
+    assert "--model" in remedy
+
+
+def test_a_gallery_of_another_model_is_refused_with_the_remedy(galleries, models):
+    models |= {"runs/other": other_model()}
+    done = run("red", "--gallery", "g.lance", "--model", "runs/other")
+    assert done.exit_code == 2
+    assert "indexed with another model: runs/colours (best epoch 12, chosen on val), not runs/other" in done.stderr
+    assert "--model runs/colours" in done.stderr
+
+
+def test_what_is_no_gallery_is_explained(embedder, tmp_path):
+    done = run("red", "--gallery", "none.lance")
+    assert done.exit_code == 3
+    assert "There is no gallery\n  none.lance\n  Make it: tiprctl index add" in done.stderr
+
+
 def test_a_missing_run_is_explained(crops, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("red", "--gallery", crops)
@@ -537,6 +612,30 @@ def test_the_first_crops_are_ranked_again_by_their_pairs(crops, checkpoint, tmp_
         assert [hit["score"] for hit in new["hits"]] == pytest.approx(expected, abs=1e-4)
     assert "Re-ranked 3 of 4 images for each of 2 captions: 6 pairs, " in done.stderr
     assert "The scores of the first 3 are those of pairs" in done.stderr
+
+
+def test_an_index_is_ranked_again_from_its_files(crops, checkpoint, tmp_path, monkeypatch):
+    file, _ = checkpoint("division")
+    monkeypatch.chdir(tmp_path)
+    model = load_embedder(file, device=torch.device("cpu"))
+    sync(GalleryStore.create("g.lance", ModelIdentity.of(model)), list_images(crops), model)
+    arguments = ["a red coat", "--gallery", "g.lance", "--plain", "--device", "cpu"]
+    order = run(*arguments).stdout.split()
+    monkeypatch.setattr(VisualDivision, "pair_scores", least_like)
+    assert run(*arguments, "--rerank", 2).stdout.split() == [order[1], order[0], order[2]]
+    (crops / Path(order[1]).name).unlink()
+    done = run(*arguments, "--rerank", 2)
+    assert done.exit_code == 3
+    assert f"There is no such image file\n  {order[1]}\n  Bring the gallery up to date" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--like", "crops/red.png"], ["red", "--plus", "hat"], ["red", "--minus", "hat"]]
+)
+def test_only_descriptions_are_ranked_again(embedder, crops, arguments):
+    done = run(*arguments, "--gallery", "crops", "--rerank", 2)
+    assert done.exit_code == 2
+    assert "Only descriptions can be ranked again" in done.stderr
 
 
 def test_crops_from_beyond_the_top_are_ranked_again(crops, checkpoint, monkeypatch):

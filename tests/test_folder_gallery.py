@@ -111,11 +111,11 @@ def test_unreadable_files_are_named_and_the_rest_is_embedded(crops, read):
     (crops / "0.jpg").touch()
     (crops / "text.png").write_text("not a picture")
     gallery = read(crops, MeanColour())
-    reasons = {one.path: one.reason for one in gallery.unreadable}
+    reasons = {one.path: one.reason for one in gallery.changes.unreadable}
     assert set(reasons) == {"0.jpg", "text.png"}
     assert "empty" in reasons["0.jpg"]
     assert "not an image" in reasons["text.png"]
-    assert len(gallery.store) == gallery.embedded == 10
+    assert len(gallery.store) == gallery.changes.embedded == 10
 
 
 def test_a_folder_without_one_readable_image_is_refused(tmp_path, read):
@@ -132,14 +132,14 @@ def test_vectors_that_are_not_of_unit_length_are_refused_and_not_kept(crops, rea
     model.embed_images = lambda pixels: np.full((len(pixels), 3), fault, np.float32)
     with pytest.raises(TiprError, match="not 10 unit vectors"):
         read(crops, model)
-    assert read(crops, MeanColour()).embedded == 10
+    assert read(crops, MeanColour()).changes.embedded == 10
 
 
 def test_a_second_query_embeds_nothing_and_sees_the_same(crops, read):
     first, again = MeanColour(), MeanColour()
     before, after = read(crops, first), read(crops, again)
     assert (first.embedded, again.batches) == (10, [])
-    assert (before.embedded, after.embedded) == (10, 0)
+    assert (before.changes.embedded, after.changes.embedded) == (10, 0)
     assert _contents(after) == _contents(before)
     assert after.notes == before.notes == []
 
@@ -152,11 +152,11 @@ def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_left_out(cr
     _paint(crops / "c" / "new.png", (0, 255, 0))
     model = MeanColour()
     gallery = read(crops, model)
-    assert model.embedded == gallery.embedded == 2
+    assert model.embedded == gallery.changes.embedded == 2
     contents = _contents(gallery)
     assert sorted(contents) == _listed(crops)
     np.testing.assert_allclose(contents["a/1.png"], _unit(np.array([[256, 1, 1.0]]))[0], atol=1e-6)
-    assert read(crops, MeanColour()).embedded == 0
+    assert read(crops, MeanColour()).changes.embedded == 0
 
 
 def test_a_folder_that_was_all_but_emptied_is_no_mistake(crops, read):
@@ -172,12 +172,12 @@ def test_a_folder_that_was_all_but_emptied_is_no_mistake(crops, read):
 
 def test_models_and_folders_have_caches_of_their_own_and_precisions_share_one(crops, read, tmp_path):
     read(crops, MeanColour("one"))
-    assert read(crops, MeanColour("two")).embedded == 10
-    assert read(crops / "a", MeanColour("one")).embedded == 5
-    assert read(crops / "a" / "..", MeanColour("one")).embedded == 0
+    assert read(crops, MeanColour("two")).changes.embedded == 10
+    assert read(crops / "a", MeanColour("one")).changes.embedded == 5
+    assert read(crops / "a" / "..", MeanColour("one")).changes.embedded == 0
     half = MeanColour("one")
     half.precision = "float16"
-    assert read(crops, half).embedded == 0
+    assert read(crops, half).changes.embedded == 0
     assert len(list((tmp_path / "cache" / "galleries").iterdir())) == 3
 
 
@@ -199,7 +199,7 @@ def test_an_interrupted_query_keeps_its_batches(crops, read, monkeypatch, pause)
     assert (caught.value.kept, caught.value.total) == (6, 10)
     assert isinstance(caught.value, KeyboardInterrupt)
     model = MeanColour()
-    assert read(crops, model).embedded == model.embedded == 4
+    assert read(crops, model).changes.embedded == model.embedded == 4
 
 
 def test_what_a_failing_model_embedded_is_kept(crops, read):
@@ -214,7 +214,7 @@ def test_what_a_failing_model_embedded_is_kept(crops, read):
     model.embed_images = fail_later
     with pytest.raises(RuntimeError, match="out of memory"):
         read(crops, model, batch_size=4)
-    assert read(crops, MeanColour()).embedded == 6
+    assert read(crops, MeanColour()).changes.embedded == 6
 
 
 def _truncate(dataset):
@@ -250,14 +250,14 @@ def test_a_damaged_cache_is_built_again_with_a_note(crops, read, tmp_path, damag
     contents = _contents(before)
     damage(_dataset(tmp_path))
     gallery = read(crops, MeanColour())
-    assert gallery.embedded == 10
+    assert gallery.changes.embedded == 10
     assert _contents(gallery) == contents
     (note,) = gallery.notes
     assert "damaged and is built again" in note
     assert "\n" not in note
     assert ".rs:" not in note
     again = read(crops, MeanColour())
-    assert (again.embedded, again.notes) == (0, [])
+    assert (again.changes.embedded, again.notes) == (0, [])
 
 
 def test_an_interrupt_is_no_damage(crops, read, monkeypatch, tmp_path):
@@ -296,7 +296,7 @@ def test_a_cache_that_cannot_take_more_does_not_cost_the_answer(crops, read, tmp
     (note,) = gallery.notes
     assert "No space left on device" in note
     monkeypatch.undo()
-    assert read(crops, MeanColour()).embedded == 1
+    assert read(crops, MeanColour()).changes.embedded == 1
 
 
 def test_queries_at_once_over_one_folder_all_answer(crops, read, monkeypatch):
@@ -317,7 +317,15 @@ def test_queries_at_once_over_one_folder_all_answer(crops, read, monkeypatch):
     assert faults == []
     assert [sorted(contents) for contents in galleries] == [_listed(crops)] * 4
     merged = read(crops, MeanColour())
-    assert (merged.embedded, len(merged.store)) == (0, 10)
+    assert (merged.changes.embedded, len(merged.store)) == (0, 10)
+
+
+def test_many_small_commits_are_joined(crops, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr(folder, "_MANY_FRAGMENTS", 4)
+    read(crops, MeanColour(), batch_size=1)
+    assert len(lance.dataset(str(_dataset(tmp_path))).get_fragments()) == 1
+    assert read(crops, MeanColour()).changes.embedded == 0
 
 
 def test_progress_counts_every_new_image(crops, read):

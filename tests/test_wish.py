@@ -94,7 +94,8 @@ def test_a_weight_follows_the_last_caret(given, what, weight):
 
 def test_a_file_whose_name_ends_like_a_weight_is_that_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("a^2").touch()
+    for name in ("a^2", "b"):
+        Path(name).touch()
     assert make_wishes([], ["a^2"])[0].terms == (Term(Path("a^2")),)
     assert make_wishes([], ["b^2"])[0].terms == (Term(Path("b"), 2.0),)
 
@@ -120,10 +121,14 @@ def test_parts_that_cancel_each_other_out_are_told():
     assert caught.value.where == "hat - hat"
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(ImageError, match="no such image file") as caught:
-        wish_vectors(make_wishes([], [str(tmp_path / "none.png")]), Words())
+def test_an_image_that_is_missing_or_damaged_is_named(tmp_path):
+    with pytest.raises(InputError, match="no such image file") as caught:
+        make_wishes([], [str(tmp_path / "none.png")])
     assert caught.value.where == str(tmp_path / "none.png")
+    (tmp_path / "bad.png").write_text("not a picture")
+    with pytest.raises(ImageError, match="not an image") as caught:
+        wish_vectors(make_wishes([], [str(tmp_path / "bad.png")]), Words())
+    assert caught.value.where == str(tmp_path / "bad.png")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiprctl.cli import render
+from tiprctl.cli.index_session import keep_indexed, warn_of
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ Load = Callable[[str | None, bool], "VectorModel"]
 
 MANY = 1000
 """New images of a folder from which a model that embeds many quickly is worth its start."""
-_NAMED = 3
-"""How many skipped files are named in the warning; `--json` lists them all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Opened:
 
     @property
     def skipped(self) -> list[Unreadable]:
-        return self.folder.unreadable if self.folder else []
+        return self.folder.changes.unreadable if self.folder else []
 
     def shown(self, path: str) -> str:
         """A path of the gallery as the user reaches it."""
@@ -117,9 +116,21 @@ def _open_folder(listing: Listing, source: str | None, load: Load, where: str | 
         raise
     for note in opened.notes:
         render.warning(note)
-    _warn_of_skipped(opened.unreadable)
-    render.note(f"Gallery: {len(opened.store):,} images, {opened.embedded:,} of them embedded now")
+    warn_of(opened.changes)
+    render.note(f"Gallery: {len(opened.store):,} images, {opened.changes.embedded:,} of them embedded now")
+    if opened.changes.embedded and not opened.in_memory:
+        _keep_indexed(opened.store, model)
     return Opened(str(listing.root), opened.store, model, opened)
+
+
+def _keep_indexed(store: GalleryStore, model: VectorModel) -> None:
+    """Index a large folder's gallery; where that fails, the answer only takes longer."""
+    from tiprctl.gallery.engine import EngineError
+
+    try:
+        keep_indexed(store, model)
+    except EngineError as error:
+        render.warning(f"The index of the folder's gallery could not be built. {error.what}")
 
 
 def _own_model(identity: ModelIdentity, load: Load) -> VectorModel:
@@ -136,11 +147,3 @@ def _own_model(identity: ModelIdentity, load: Load) -> VectorModel:
         where=identity.source,
         remedy="Name where it is now (--model), or index the images again in a new gallery.",
     )
-
-
-def _warn_of_skipped(skipped: list[Unreadable]) -> None:
-    if not skipped:
-        return
-    named = ", ".join(f"{one.path} ({one.reason})" for one in skipped[:_NAMED])
-    more = len(skipped) - _NAMED
-    render.warning(f"{len(skipped)} unreadable, skipped: {named}" + (f" and {more} more" if more > 0 else ""))

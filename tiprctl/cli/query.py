@@ -94,6 +94,7 @@ def query(
     if rerank is not None:
         reranked.check_wishes(wishes)
     sheet = _sheet_file(sheet, open_sheet, gallery)
+    unwanted = _patterns(exclude or [])
 
     def load(source: str | None, bulk: bool) -> VectorModel:
         return _load_model(source, device, bulk=bulk, pairs=rerank is not None)
@@ -104,7 +105,7 @@ def query(
 
     opened = open_gallery(gallery, model, load, where=where, follow_links=follow_links, check=check_sheet)
     warn_of_long([text for wish in wishes for text in wish.texts], opened.model.tokenizer)
-    request = _request(opened, max(top, rerank or 0), where, min_score, exclude or [], group_similar, similar_from)
+    request = _request(opened, max(top, rerank or 0), where, min_score, unwanted, group_similar, similar_from)
     found = _find(opened, wishes, request)
     reranking = None
     if rerank is not None:
@@ -165,6 +166,14 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: str) -> Path | None:
     return sheet
 
 
+def _patterns(exclude: Sequence[str]) -> list[str]:
+    if not exclude:
+        return []
+    from tiprctl.gallery.answer import patterns
+
+    return [pattern for given in exclude for pattern in patterns(given)]
+
+
 def _load_model(source: str | None, device: str | None, *, bulk: bool, pairs: bool) -> VectorModel:
     """The model of that name; where it is to look at pairs the encoder itself, if its head can."""
     if not pairs:
@@ -184,16 +193,15 @@ def _request(
     top: int,
     where: str | None,
     min_score: float | None,
-    exclude: Sequence[str],
+    unwanted: Sequence[str],
     group_similar: bool,
     similar_from: float | None,
 ) -> Request:
-    from tiprctl.gallery.answer import Request, patterns
+    from tiprctl.gallery.answer import Request
     from tiprctl.gallery.similar import SIMILAR
 
     similar = similar_from if similar_from is not None else SIMILAR if group_similar else None
-    unwanted = [pattern for given in exclude for pattern in patterns(opened.stored(given))]
-    return Request(top, where, min_score, tuple(unwanted), similar)
+    return Request(top, where, min_score, tuple(map(opened.stored, unwanted)), similar)
 
 
 def _find(opened: Opened, wishes: Sequence[Wish], request: Request) -> list[list[Hit]]:

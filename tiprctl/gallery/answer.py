@@ -103,7 +103,8 @@ def patterns(given: str) -> tuple[str, str]:
         raise UsageError(
             "The pattern is empty", where="--exclude", remedy="Name a path, a folder or a pattern: '*/cam_b/*'."
         )
-    whole = Path(os.path.abspath(given)).as_posix() if given.startswith(".") else given.rstrip("/")
+    folder, name = os.path.split(given.rstrip("/"))
+    whole = (Path(folder).resolve() / name).as_posix() if given.startswith(".") else given.rstrip("/")
     return whole, f"{whole}/*"
 
 

@@ -6,23 +6,26 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from tiprctl.errors import InputError, TiprError
+from tiprctl.gallery import upkeep
 from tiprctl.gallery.adding import Changes, Manner, Progress, sync
 from tiprctl.gallery.cache import cache_folder
 from tiprctl.gallery.embedding import have_unit_length
 from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.expression import compiled
-from tiprctl.gallery.listing import Listing, Unreadable
+from tiprctl.gallery.listing import Listing
 from tiprctl.gallery.metadata import key_of, root_key
 from tiprctl.gallery.schema import FORMAT, VECTOR, ModelIdentity
 from tiprctl.gallery.store import GalleryStore, exists
 from tiprctl.vector_model import VectorModel
+
+_MANY_FRAGMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,19 @@ class FolderGallery:
     Attributes:
         root: the folder, as the user names it.
         store: a row an image that could be read.
-        unreadable: what was skipped.
-        embedded: how many images were embedded now; the others were in the cache.
+        changes: what became of it now.
         notes: what the user should know of the cache.
     """
 
     root: Path
     store: GalleryStore
-    unreadable: list[Unreadable]
-    embedded: int
+    changes: Changes
     notes: list[str]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the gallery ends with the process, since the cache could not be written."""
+        return self.store.uri.startswith("memory://")
 
     def shown(self, path: str) -> str:
         """A path of the gallery, below the folder as the user names it."""
@@ -88,7 +94,8 @@ def open_folder(
         changes = sync(store, listing, model, manner, drop_many=True)
     if not len(store):
         raise _none_readable(listing, changes)
-    return FolderGallery(listing.root, store, changes.unreadable, changes.embedded, notes)
+    _tidy(store)
+    return FolderGallery(listing.root, store, changes, notes)
 
 
 def kept(listing: Listing, model: VectorModel, *, cache: str | Path | None = None) -> int:
@@ -125,8 +132,16 @@ def _opened(place: Path, model: VectorModel, notes: list[str]) -> GalleryStore:
 def _check_vectors(store: GalleryStore) -> None:
     """Read what is kept once, since damage is to be found before the answer depends on it."""
     for batch in store.scan([VECTOR]):
-        if not have_unit_length(np.reshape(batch[VECTOR].flatten(), (len(batch), store.identity.width))):
+        if not have_unit_length(vectors_of(batch)):
             raise InputError("it holds vectors that no model gave", where=store.uri)
+
+
+def _tidy(store: GalleryStore) -> None:
+    """Join the files of many small commits; mere housekeeping, which the next query does where it fails."""
+    with suppress(EngineError), faults(store.uri, ""):
+        if len(store.dataset.get_fragments()) > _MANY_FRAGMENTS:
+            for change in (upkeep.compact, upkeep.forget_old_versions):
+                upkeep.settled(store, partial(change, store))
 
 
 def _copied(store: GalleryStore) -> GalleryStore:

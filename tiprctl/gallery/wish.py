@@ -70,6 +70,7 @@ def make_wishes(
 
     Raises:
         UsageError: there is nothing to look for, a text is empty, or a weight is no positive number.
+        InputError: an image's file is not there.
     """
     wanted = [_image_term(one) for one in like] + [_text_term(one, "--plus") for one in plus]
     unwanted = [_text_term(one, "--minus") for one in minus]
@@ -148,6 +149,8 @@ def _image_term(given: str) -> Term:
     if Path(given).is_file():
         return Term(Path(given))
     file, weight = _weighed(given, "--like")
+    if not Path(file).is_file():
+        raise InputError("There is no such image file", where=file, remedy="Check the path given with --like.")
     return Term(Path(file), weight)
 
 
