@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import lance
 import numpy as np
@@ -106,3 +107,11 @@ def test_lance_is_loaded_without_pandas_which_stays_usable():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["False", "(1, 1)"]
+
+
+def test_a_gallery_names_its_model_from_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "runs/a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert ModelIdentity.of(MODEL).source == str(tmp_path / "runs/a")
+    tag = replace(MODEL, source="ViT-B-16/openai")
+    assert ModelIdentity.of(tag).source == "ViT-B-16/openai"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -44,7 +45,7 @@ class ModelIdentity:
         width: of the vectors.
         precision: in which the first rows were computed; others are near enough to be compared.
         description: which model it is, for people.
-        source: how to name it again: a run's folder, a checkpoint, a tag.
+        source: how to name it again: a run's folder or a checkpoint, absolute, or a tag.
     """
 
     fingerprint: str
@@ -55,7 +56,10 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, model: VectorModel) -> ModelIdentity:
-        return cls(model.fingerprint, model.width, model.precision, model.description, model.source)
+        place = Path(model.source)
+        # Absolute, since a gallery is asked from other folders than it was made in.
+        source = str(place.resolve()) if place.exists() else model.source
+        return cls(model.fingerprint, model.width, model.precision, model.description, source)
 
 
 def new_schema(model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
