@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from galleries import MODEL, WIDTH, best, gallery, names, table, unit
+from vector_galleries import MODEL, WIDTH, best, gallery, names, table, unit
 
 from tiprctl.errors import UsageError
 from tiprctl.gallery import exact, finding, vector_index

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tiprctl.gallery import exact
-from tiprctl.gallery.approximate import Tuning, indexed_rows, nearest, read_tuning
+from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning
 from tiprctl.gallery.engine import EngineError
 from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.expression import compiled
@@ -137,8 +137,8 @@ class _Search:
     def _nearest(
         self, query: np.ndarray, tuning: Tuning | None, selectivity: float, deepest: float
     ) -> np.ndarray | None:
-        """More rows than wanted are asked for, in case that some are excluded."""
-        wanted = self.top + len(self.excluded)
+        """More rows than wanted are asked for, in case that some are excluded, and as many as it was calibrated for."""
+        wanted = max(self.top + len(self.excluded), CALIBRATED_TOP)
         while wanted <= deepest:
             deepened = tuning and tuning.deepened(wanted, selectivity)
             rows = nearest(self.store, query, wanted, deepened, self.where)

@@ -1,0 +1,264 @@
+"""The upkeep of a gallery's indexes: when it is due, and that it loses nothing, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from vector_galleries import gallery, names, table, unit
+
+from tiprctl.gallery import approximate, calibration, finding, upkeep, vector_index
+from tiprctl.gallery.approximate import Tuning, read_tuning
+from tiprctl.gallery.engine import EngineError
+from tiprctl.gallery.finding import find
+from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.vector_index import needed, optimise
+
+ROWS = 1000
+
+
+@pytest.fixture(autouse=True)
+def indexed_early(monkeypatch):
+    monkeypatch.setattr(calibration, "_QUERIES", 16)
+    for module in (finding, vector_index):
+        monkeypatch.setattr(module, "EXACT_ROWS", 500)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_index, "EXACT_ROWS", 500)
+        store = gallery(folder, ROWS)
+        store.add_columns({"shift": pa.int64(), "inside": pa.bool_(), "boxes": pa.list_(pa.int64())})
+        optimise(store)
+    return folder
+
+
+@pytest.fixture
+def store(made, tmp_path) -> GalleryStore:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return GalleryStore.open(tmp_path / "gallery.lance")
+
+
+def paths(store: GalleryStore) -> list[str]:
+    return sorted(path for batch in store.scan(["path"]) for path in batch["path"].to_pylist())
+
+
+def test_upkeep_is_due_for_large_galleries_and_after_growth(tmp_path, store):
+    assert needed(gallery(tmp_path / "small", 500)) is None
+    assert needed(gallery(tmp_path / "bare", 501)) == "its 501 rows have no index"
+    assert needed(store) is None
+    store.put(table(names(101, ROWS), unit(101, seed=1)))
+    assert needed(store) is None
+    store.put(table(names(20, ROWS + 101), unit(20, seed=2)))
+    assert needed(store) == "121 of its 1,121 rows are not in the index"
+
+
+def test_a_small_gallery_gets_no_vector_index(tmp_path):
+    store = gallery(tmp_path, 100)
+    done = optimise(store)
+    assert (done.rows, done.index, done.tuning) == (100, None, None)
+    assert {index.name for index in store.dataset.describe_indices()} == {
+        "path_idx",
+        "hash_idx",
+        "time_idx",
+        "camera_idx",
+    }
+
+
+def test_columns_of_the_user_are_indexed(store):
+    indexed = {index.field_names[0] for index in store.dataset.describe_indices()}
+    assert indexed == {"path", "hash", "time", "camera", "shift", "inside", "vector"}
+
+
+def test_an_index_is_extended_and_laid_out_anew_when_the_gallery_has_doubled(store):
+    store.put(table(names(200, ROWS), unit(200, seed=1)))
+    steps = []
+    done = optimise(store, notes=steps.append)
+    assert (done.index, done.rows, done.tuning.trained_rows) == ("extended", 1200, ROWS)
+    assert "Extending the vector index" in steps and "Building the vector index" not in steps
+    assert needed(store) is None
+    assert approximate.indexed_rows(store) == 1200
+    store.put(table(names(900, ROWS + 200), unit(900, seed=2)))
+    done = optimise(store)
+    assert (done.index, done.rows, done.tuning.trained_rows) == ("built", 2100, 2100)
+    assert paths(store) == names(2100)
+
+
+def test_small_files_are_joined(tmp_path):
+    store = gallery(tmp_path, 10)
+    for number in range(4):
+        store.put(table([f"/x/{number}"], unit(1, seed=number)))
+    store.remove(["/x/0"])
+    done = optimise(store)
+    assert done.files_joined == 3  # the file of the row that was removed is gone already
+    assert len(store.dataset.get_fragments()) == 1
+    assert paths(store) == sorted([*names(10), "/x/1", "/x/2", "/x/3"])
+
+
+def test_the_share_of_partitions_is_the_least_that_finds_enough(store, monkeypatch):
+    tuning = calibration.calibrate(store, read_tuning(store))
+    assert tuning.recall >= 0.98
+    exact_enough = calibration.calibrate(store, tuning, unit(300, seed=9))
+    assert exact_enough.share >= tuning.share
+    monkeypatch.setattr(calibration, "_AIM", 0.2)
+    lax = calibration.calibrate(store, tuning)
+    assert lax.share < tuning.share
+    assert lax.recall >= 0.2
+
+
+def test_more_is_probed_for_filters_and_for_deep_rankings():
+    tuning = Tuning(trained_rows=100, partitions=10, share=0.2)
+    assert tuning.deepened(10, 1.0).share == pytest.approx(0.2)
+    assert tuning.deepened(100, 1.0).share == pytest.approx(0.4)
+    assert tuning.deepened(10, 0.5).share == pytest.approx(0.4)
+    assert tuning.deepened(1000, 0.1).share == 1.0
+    assert tuning.deepened(1, 1.0).share == pytest.approx(0.2)
+
+
+def test_a_build_that_was_interrupted_leaves_searches_that_find_all(store):
+    approximate.build(store)
+    store.refresh()
+    assert needed(store) == "its index was not calibrated"
+    queries = unit(20, seed=5)
+    through = find(store, queries, 10)
+    assert not through[0].exact
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finding, "EXACT_ROWS", ROWS)
+        for one, other in zip(find(store, queries, 10), through):
+            assert one.rows["path"].to_pylist() == other.rows["path"].to_pylist()
+    assert optimise(store).index == "built"
+    assert needed(store) is None
+
+
+def test_a_change_is_begun_anew_where_others_were_quicker(store):
+    tries = []
+
+    def change() -> str:
+        tries.append(store.dataset.version)
+        if len(tries) < 3:
+            other = GalleryStore.open(store.uri)
+            other.put(table([f"/other/{len(tries)}"], unit(1)))
+            raise EngineError("Retryable commit conflict for version 7")
+        return "done"
+
+    assert upkeep.settled(store, change) == "done"
+    assert tries == sorted(set(tries)) and len(tries) == 3
+    with pytest.raises(EngineError, match="full"):
+        upkeep.settled(store, lambda: (_ for _ in ()).throw(EngineError("The disk is full")))
+
+
+def test_old_versions_stay_for_an_hour(store, monkeypatch):
+    reader = GalleryStore.open(store.uri)
+    store.put(table(names(5), unit(5, seed=1)))
+    optimise(store)
+    assert len(find(reader, unit(1), 3)[0]) == 3
+    versions = len(store.dataset.versions())
+    monkeypatch.setattr(upkeep, "_KEPT", upkeep.timedelta(0))
+    assert upkeep.forget_old_versions(store) > 0
+    assert len(store.dataset.versions()) < versions
+    assert paths(GalleryStore.open(store.uri)) == names(ROWS)
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from vector_galleries import names, table, unit
+from tiprctl.gallery.store import GalleryStore
+store = GalleryStore.open({uri!r})
+print("ready", flush=True)
+for number in range(30):
+    store.put(table([f"/w/{{number}}", f"/g/{{number:05d}}.jpg"], unit(2, seed=number)))
+    store.remove([f"/g/{{999 - number:05d}}.jpg"])
+"""
+OPTIMISER = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiprctl.gallery import finding, vector_index
+from tiprctl.gallery.store import GalleryStore
+finding.EXACT_ROWS = vector_index.EXACT_ROWS = 500
+vector_index._GROWTH = 0
+store = GalleryStore.open({uri!r})
+print("ready", flush=True)
+while True:
+    vector_index.optimise(store)
+"""
+
+
+def start(code: str, store: GalleryStore, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """A process that has opened the gallery."""
+    code = code.format(tests=str(Path(__file__).parent), uri=store.uri)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_rows_that_are_written_and_removed_meanwhile_are_kept_and_gone(store):
+    with start(WRITER, store) as writer:
+        while writer.poll() is None:
+            optimise(store)
+    assert writer.returncode == 0
+    store.refresh()
+    assert paths(store) == sorted([*names(ROWS - 30), *(f"/w/{number}" for number in range(30))])
+    optimise(store)
+    found = find(store, unit(2, seed=29)[:1], 1)[0]
+    assert found.rows["path"].to_pylist() == ["/w/29"] and not found.exact
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 0.8])
+def test_killed_while_it_is_optimised_the_gallery_is_whole(seconds, store):
+    with start(OPTIMISER, store) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    opened = GalleryStore.open(store.uri)
+    assert paths(opened) == names(ROWS)
+    for path, found in zip(names(5), find(opened, unit(ROWS)[:5], 1)):
+        assert found.rows["path"].to_pylist() == [path]
+        assert found.note is None
+    optimise(opened)
+    assert needed(opened) is None
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += atol(getenv("CLOCK_AHEAD"));
+    return failed;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.platform != "linux", reason="the clock is set by a C library")
+def test_a_clock_that_is_set_back_loses_nothing(store, tmp_path):
+    (tmp_path / "clock.c").write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "clock.so", tmp_path / "clock.c", "-ldl"], check=True)
+    ahead = {"LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_AHEAD": str(400 * 86_400)}
+    with start(WRITER, store, ahead) as writer:
+        pass
+    assert writer.returncode == 0
+    written = sorted([*names(ROWS - 30), *(f"/w/{number}" for number in range(30))])
+    store.refresh()
+    newest = max(one["timestamp"] for one in store.dataset.versions())
+    assert newest.timestamp() > time.time() + 300 * 86_400
+    reader = GalleryStore.open(store.uri)
+    store.put(table(["/after"], unit(1)))
+    optimise(store)
+    assert paths(store) == sorted([*written, "/after"])
+    assert paths(reader) == written
+    assert needed(store) is None
