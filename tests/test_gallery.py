@@ -1,4 +1,4 @@
-"""The gallery: walking, embedding, ranking."""
+"""The gallery: walking, embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 
 from tiprctl.errors import InputError
 from tiprctl.gallery.embed import Unreadable, embed_images, list_images
-from tiprctl.gallery.search import search
 
 
 class MeanColour:
@@ -140,45 +139,3 @@ def test_batches_hold_every_image_in_order(crops):
     greys = [int(image.path[2]) for image in listing.images]
     expected = _unit(np.array([[20 * grey + 1, 101, 101] for grey in greys], float))
     np.testing.assert_allclose(np.concatenate([batch.vectors for batch in batches]), expected, atol=1e-6)
-
-
-def _naive(queries, gallery, top):
-    """Ranks by full sorting in plain Python: score down, then index up."""
-    ranks = []
-    for query in queries:
-        scores = [float(np.dot(query, row)) for row in gallery]
-        ranks.append(sorted(range(len(gallery)), key=lambda i: (-scores[i], i))[:top])
-    return np.array(ranks)
-
-
-@pytest.mark.parametrize("top", [1, 7, 40, 200])
-def test_search_equals_full_sorting_with_many_ties(top):
-    generator = np.random.default_rng(0)
-    queries = generator.integers(-2, 3, (6, 4)).astype(np.float32)
-    gallery = generator.integers(-1, 2, (40, 4)).astype(np.float32)
-    hits = search(queries, gallery, top)
-    expected = _naive(queries, gallery, top)
-    assert hits.indices.shape == (6, min(top, 40))
-    np.testing.assert_array_equal(hits.indices, expected)
-    np.testing.assert_array_equal(hits.scores, np.take_along_axis(queries @ gallery.T, expected, 1))
-
-
-def test_search_by_hand():
-    gallery = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 1]], np.float32)
-    hits = search(np.array([[0, 1.0], [1, 0]], np.float32), gallery, 3)
-    np.testing.assert_array_equal(hits.indices, [[1, 3, 2], [0, 2, 1]])
-    np.testing.assert_allclose(hits.scores, [[1, 1, 0.8], [1, 0.6, 0]], rtol=1e-6)
-    assert hits.scores.dtype == np.float32
-
-
-def test_search_in_steps_of_queries_gives_the_same(monkeypatch):
-    generator = np.random.default_rng(1)
-    queries, gallery = generator.integers(-3, 4, (9, 5)).astype(float), generator.integers(-3, 4, (30, 5)).astype(float)
-    whole = search(queries, gallery, 5)
-    monkeypatch.setattr("tiprctl.gallery.search._SCORES_AT_ONCE", 60)
-    np.testing.assert_array_equal(search(queries, gallery, 5).indices, whole.indices)
-
-
-def test_search_without_queries_or_gallery_is_empty():
-    assert search(np.empty((0, 3)), np.ones((5, 3)), 2).indices.shape == (0, 2)
-    assert search(np.ones((2, 3)), np.empty((0, 3)), 2).scores.shape == (2, 0)
