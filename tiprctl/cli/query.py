@@ -32,7 +32,7 @@ def query(
         list[str] | None, typer.Option(metavar="TEXT", help="What is not to be there; repeatable.")
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(help="A file with a description a line; .csv and .jsonl by their `query`.")
+        Path | None, typer.Option(help="A file with a description a line; of .csv and .jsonl the column query.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many crops to show.")] = 10,
     where: Annotated[
@@ -84,8 +84,9 @@ def query(
     tiprctl query --queries sentences.txt --gallery crops/ --csv found.csv
     tiprctl query "red coat" --gallery crops/ --model runs/scvd --rerank 50
 
-    A sentence and an image weigh 1, and so do --plus and --minus, unless a weight follows: hat^0.5. Crops of a folder
-    are embedded once: later queries embed only what is new or changed.
+    The sentence weighs 1, and so do --like, --plus and --minus unless a weight follows: hat^0.5.
+
+    Crops of a folder are embedded once: later queries embed only what is new or changed.
     """
     hits.check_forms(json=json, plain=plain, csv=csv)
     if show:

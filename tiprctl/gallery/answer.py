@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _FURTHER = 4
 """How many times the wanted number of crops is looked at first, and how many times more where duplicates fill them."""
+_MOST = 16_384
+"""Up to how many crops are looked at then: their vectors are in memory."""
+_CUT = "Near-duplicates fill the first {:,} crops; those further down were not looked at."
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def _distinct(store: GalleryStore, queries: np.ndarray, request: Request) -> lis
     users = user_columns(store.schema)
     answers = [Answer([]) for _ in queries]
     pending, looked_at = list(range(len(queries))), request.top * _FURTHER
+    most = max(_MOST, looked_at)
     while pending:
         short = []
         for number, found in zip(pending, _find(store, queries[pending], request, looked_at)):
@@ -124,7 +128,9 @@ def _distinct(store: GalleryStore, queries: np.ndarray, request: Request) -> lis
             answers[number] = _answer(found, groups[: request.top], users)
             if len(groups) < request.top and len(found) == looked_at:
                 short.append(number)
-        pending, looked_at = short, looked_at * _FURTHER
+        if looked_at == most:
+            return [replace(one, note=_CUT.format(most)) if row in short else one for row, one in enumerate(answers)]
+        pending, looked_at = short, min(looked_at * _FURTHER, most)
     return answers
 
 
