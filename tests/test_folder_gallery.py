@@ -159,6 +159,16 @@ def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_left_out(cr
     assert read(crops, MeanColour()).changes.embedded == 0
 
 
+def test_what_cannot_be_looked_at_any_more_is_not_found(crops, read):
+    (crops / "link.png").symlink_to(crops / "a" / ".1.png")
+    _paint(crops / "a" / ".1.png", "red")
+    assert len(read(crops, MeanColour()).store) == 11
+    (crops / "a" / ".1.png").unlink()
+    gallery = read(crops, MeanColour())
+    assert sorted(_contents(gallery)) == _listed(crops)
+    assert [one.path for one in gallery.changes.unreadable] == ["link.png"]
+
+
 def test_a_folder_that_was_all_but_emptied_is_no_mistake(crops, read):
     read(crops, MeanColour())
     for file in (crops / "a").iterdir():

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -85,13 +85,16 @@ def open_folder(
     store = _opened(_place(listing, model, cache), model, notes)
     if where is not None:
         compiled(store, where)
-    manner = Manner(batch_size=batch_size, progress=progress)
+    # What cannot be looked at now must not be found: told of it, `sync` would keep its rows.
+    readable = replace(listing, unreadable=[])
+    bring = partial(sync, listing=readable, model=model, manner=Manner(batch_size=batch_size, progress=progress))
     try:
-        changes = sync(store, listing, model, manner, drop_many=True)
+        changes = bring(store, drop_many=True)
     except EngineError as error:
         notes.append(_not_kept(error))
         store = _copied(store)
-        changes = sync(store, listing, model, manner, drop_many=True)
+        changes = bring(store, drop_many=True)
+    changes = replace(changes, unreadable=[*listing.unreadable, *changes.unreadable])
     if not len(store):
         raise _none_readable(listing, changes)
     _tidy(store)
