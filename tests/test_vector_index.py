@@ -156,6 +156,26 @@ def test_a_change_is_begun_anew_where_others_were_quicker(store):
         upkeep.settled(store, lambda: (_ for _ in ()).throw(EngineError("The disk is full")))
 
 
+def test_an_index_in_the_way_is_dropped_but_not_for_a_full_disk(store, monkeypatch):
+    compact = upkeep.compact
+
+    def fail(message: str):
+        def change(opened: GalleryStore) -> int:
+            if opened.dataset.describe_indices():
+                raise EngineError(message)
+            return compact(opened)
+
+        return change
+
+    monkeypatch.setattr(upkeep, "compact", fail("No space left on device (os error 28)"))
+    with pytest.raises(EngineError, match="No space left"):
+        optimise(store)
+    assert needed(store) is None
+    monkeypatch.setattr(upkeep, "compact", fail("The file is corrupt"))
+    assert optimise(store).index == "built"
+    assert needed(store) is None
+
+
 def test_old_versions_stay_for_an_hour(store, monkeypatch):
     reader = GalleryStore.open(store.uri)
     store.put(table(names(5), unit(5, seed=1)))

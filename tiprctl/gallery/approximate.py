@@ -70,9 +70,11 @@ def index_bytes(store: GalleryStore) -> int:
 
 
 def read_tuning(store: GalleryStore) -> Tuning | None:
-    """As the gallery remembers it; None where it was not calibrated, as after a build that was interrupted."""
-    written = store.settings().get(_SETTING)
-    return Tuning(**json.loads(written)) if written else None
+    """As the gallery remembers it; None where it was not calibrated, or by a program that went about it otherwise."""
+    try:
+        return Tuning(**json.loads(store.settings()[_SETTING]))
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def write_tuning(store: GalleryStore, tuning: Tuning | None) -> None:

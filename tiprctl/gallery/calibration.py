@@ -9,6 +9,7 @@ import numpy as np
 
 from tiprctl.gallery import exact
 from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, nearest
+from tiprctl.gallery.engine import faults
 from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.schema import VECTOR
 from tiprctl.gallery.store import GalleryStore
@@ -56,7 +57,8 @@ def _moved_rows(store: GalleryStore) -> list[np.ndarray]:
     """Rows moved a little, as another crop of the person; and so far that the cosine is 0.3, as a text's would be."""
     generator = np.random.default_rng(0)
     places = np.sort(generator.choice(len(store), min(_QUERIES, len(store)), replace=False))
-    rows = vectors_of(store.dataset.take(places, columns=[VECTOR]))
+    with faults(store.uri, "Index its images again, or restore it from a backup."):
+        rows = vectors_of(store.dataset.take(places, columns=[VECTOR]))
     noise = _unit(generator.standard_normal(rows.shape, np.float32))
     return [_unit(rows + 0.5 * noise), _unit(0.3 * rows + 0.95 * noise)]
 

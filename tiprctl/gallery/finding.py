@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tiprctl.gallery import exact
 from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning
-from tiprctl.gallery.engine import EngineError
+from tiprctl.gallery.engine import EngineError, brief
 from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.expression import compiled
 from tiprctl.gallery.schema import KEY, VECTOR
@@ -27,6 +27,8 @@ _DEEPEST = 0.01
 """The share of the rows up to which the index ranks; beyond, they are compared."""
 _ROWS_AT_ONCE = 8192
 """How many found rows are fetched together."""
+
+_UNREADABLE = "Searched without the index, which cannot be read ({}). Build it anew: tiprctl index optimise."
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Search:
         try:
             chosen = self._through_index()
         except EngineError as error:
-            chosen, note = [None] * len(self.queries), f"Searched without the index, which cannot be read: {error.what}"
+            chosen, note = [None] * len(self.queries), _UNREADABLE.format(brief(error.__cause__ or error))
         else:
             note = None
         exactly = [ids is None for ids in chosen]

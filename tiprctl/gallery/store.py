@@ -35,7 +35,7 @@ SETTING = "tiprctl."
 _READ = "Index its images again, or restore it from a backup."
 _WRITE = "Free some space or give access to it, then give the same command again: what was committed is kept."
 _READ_AHEAD = 1 << 25
-"""Bytes that a scan holds beside the batch in hand."""
+"""Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
 _PATIENCE = timedelta(minutes=2)
 """How long a change is tried again while others change the same rows."""
 
@@ -154,6 +154,8 @@ class GalleryStore:
                 columns=list(columns),
                 filter=where,
                 batch_size=batch_rows,
+                batch_readahead=2,
+                fragment_readahead=1,
                 io_buffer_size=_READ_AHEAD,
                 use_scalar_index=scalar_indexes,
                 with_row_id=True,

@@ -82,10 +82,12 @@ def optimise(
 
 
 def _without_damage(store: GalleryStore, change: Callable[[], int]) -> int:
-    """Do `change`; where it fails and the gallery has indexes, one that cannot be read may be why: without them."""
+    """Do `change`; where it fails, not for a full disk or the like, do without the indexes: one cannot be read."""
     try:
         return settled(store, change)
-    except EngineError:
+    except EngineError as error:
+        if "os error" in error.what:
+            raise
         settled(store, lambda: upkeep.drop_indexes(store))
         return settled(store, change)
 
