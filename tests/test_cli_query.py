@@ -737,6 +737,13 @@ def test_no_query_imports_torch_or_pandas_where_there_is_an_export(exported_run,
     assert "red.png" in done.stdout
 
 
+def test_an_index_is_searched_by_its_own_model_from_any_folder(exported_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("a red coat", "--gallery", exported_run / "g.lance", "--plain")
+    assert done.exit_code == 0, done.stderr
+    assert sorted(Path(line).name for line in done.stdout.splitlines()) == ["blue.png", "green.png", "red.png"]
+
+
 def test_a_text_query_of_an_index_imports_only_what_it_needs(exported_run, tmp_path):
     code = (
         "import sys; from tiprctl.cli.app import app\n"
