@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.finding import find
 from tiprctl.gallery.schema import METADATA, ModelIdentity, new_schema
 from tiprctl.gallery.store import GalleryStore, Written
 
@@ -115,3 +116,19 @@ def test_a_gallery_names_its_model_from_every_folder(tmp_path, monkeypatch):
     assert ModelIdentity.of(MODEL).source == str(tmp_path / "runs/a")
     tag = replace(MODEL, source="ViT-B-16/openai")
     assert ModelIdentity.of(tag).source == "ViT-B-16/openai"
+
+
+def test_rows_are_taken_by_their_ids(store):
+    store.put(rows("/a", "/b", "/c"))
+    ids = {path: row for batch in store.scan(["path"]) for path, row in zip(*(c.to_pylist() for c in batch.columns))}
+    taken = store.take([ids["/c"], ids["/a"]], ["path", "size"])
+    assert sorted(taken["path"].to_pylist()) == ["/a", "/c"]
+    assert taken.column_names == ["path", "size", "_rowid"]
+    assert len(store.take([], ["path"])) == 0
+
+
+def test_a_gallery_is_searched_where_it_is(store):
+    store.put(rows("/a", "/b", "/c"))
+    vectors = {row["path"]: row["vector"] for row in rows("/a", "/b", "/c").to_pylist()}
+    found = find(store, np.array([vectors["/b"]], np.float32), 2, where="path != '/a'")[0]
+    assert found.rows["path"].to_pylist() == ["/b", "/c"]
