@@ -3,6 +3,7 @@ remedy."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -16,6 +17,20 @@ from types import ModuleType
 from tiprctl.errors import InputError
 
 _PLACE = re.compile(r", /\S+\.rs:\d+")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How Lance, which has no error numbers, tells that of the system."""
+_FULL = "Free some space"
+_DENIED = "Give access to it"
+_CAUSES = {
+    errno.ENOSPC: ("The disk is full", _FULL),
+    errno.EDQUOT: ("The disk quota is used up", _FULL),
+    errno.EFBIG: ("The system allows no larger file", _FULL),
+    errno.EROFS: ("The gallery lies on a disk that is mounted read-only", _DENIED),
+    errno.EACCES: ("The system denies access to the gallery", _DENIED),
+    errno.EPERM: ("The system denies access to the gallery", _DENIED),
+}
+"""What the system's errors mean, and what to do."""
+_KEPT = "what was committed is kept."
 
 
 class EngineError(InputError):
@@ -58,6 +73,13 @@ def brief(error: BaseException) -> str:
 
 
 def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
+    number = getattr(error, "errno", None) or int((_OS_ERROR.findall(str(error)) or [0])[-1])
+    if number in _CAUSES:
+        what, first = _CAUSES[number]
+        return EngineError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
+    if "conflict" in str(error).lower() or "contention" in str(error):
+        what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
+        return EngineError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
     return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)
 
 
