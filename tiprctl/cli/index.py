@@ -84,7 +84,7 @@ def add(
     if engine == "ray":
         from tiprctl.cli.index_cluster import add_with_ray
 
-        add_with_ray(request, address, batch_size, json)
+        add_with_ray(request, address, batch_size, json=json)
         return
     session = open_session(request)
     changes = session.bring(manner_of(batch_size, workers))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tiprctl.gallery.adding import Changes, Manner
     from tiprctl.gallery.inputs import Input
     from tiprctl.gallery.listing import Listing
+    from tiprctl.gallery.metadata import Describer, MetadataTable
     from tiprctl.gallery.origins import Origin
     from tiprctl.gallery.store import GalleryStore
     from tiprctl.gallery.vector_index import Optimised
@@ -50,12 +51,12 @@ class Request:
 
 @dataclass
 class Session:
-    """A gallery with what is to come into it."""
+    """A gallery with what is to come into it; the images are None where they are listed as they are taken."""
 
     store: GalleryStore
     model: VectorModel
     origin: Origin
-    images: Input
+    images: Input | None
 
     def bring(
         self, manner: Manner, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
@@ -104,21 +105,36 @@ def open_session(request: Request, *, allow_empty: bool = False) -> Session:
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
     """
     from tiprctl.gallery.inputs import name_of, read_input
-    from tiprctl.gallery.schema import ModelIdentity
-    from tiprctl.gallery.store import GalleryStore, exists
 
-    store = GalleryStore.open(request.gallery) if exists(request.gallery) else None
-    origin = describe_origin(request, store, name_of(Path(request.source)))
+    known = find_store(request)
+    origin = describe_origin(request, known, name_of(Path(request.source)))
     images = read_input(Path(request.source), follow_links=origin.follow_links, allow_empty=allow_empty)
     describer = origin.describer(root_of(images.listing), images.table)
-    model = load_model(request, store)
-    if store is None:
-        store = GalleryStore.create(request.gallery, ModelIdentity.of(model), describer.types)
-    else:
-        store.check_model(model)
-    render.note(f"Model: {model.description}")
+    if origin.metadata:
+        warn_of_rows_beside(origin.metadata, describer.table, images.listing)
+    model = load_model(request, known)
+    store = open_store(request, known, model, describer)
     render.note(f"Images: {len(images.listing.images):,} in {request.source}; gallery: {len(store):,} rows")
     return Session(store, model, origin, images)
+
+
+def find_store(request: Request) -> GalleryStore | None:
+    """The gallery, where there is one."""
+    from tiprctl.gallery.store import GalleryStore, exists
+
+    return GalleryStore.open(request.gallery) if exists(request.gallery) else None
+
+
+def open_store(request: Request, known: GalleryStore | None, model: VectorModel, describer: Describer) -> GalleryStore:
+    """The gallery that is known, else a new one; raises UsageError where it is of another model."""
+    from tiprctl.gallery.schema import ModelIdentity
+    from tiprctl.gallery.store import GalleryStore
+
+    render.note(f"Model: {model.description}")
+    if known is None:
+        return GalleryStore.create(request.gallery, ModelIdentity.of(model), describer.types)
+    known.check_model(model)
+    return known
 
 
 def describe_origin(request: Request, store: GalleryStore | None, name: str) -> Origin:
@@ -147,6 +163,16 @@ def root_of(listing: Listing) -> str:
     from tiprctl.gallery.metadata import root_key
 
     return root_key(listing.root)
+
+
+def warn_of_rows_beside(file: str, table: MetadataTable, listing: Listing) -> None:
+    """Tell of rows of the table of metadata whose image is not there."""
+    from tiprctl.gallery.comparing import Inventory
+
+    beside = table.beside(Inventory(listing).listed)
+    if beside:
+        more = f" and {len(beside) - 1:,} more" if len(beside) > 1 else ""
+        render.warning(f"{file} has rows of images that are not there: {beside[0]}{more}.")
 
 
 def warn_of(changes: Changes) -> None:
@@ -194,10 +220,12 @@ def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:
     return put_in_order(store, probes=probes, notes=lambda step: render.note(f"{step} …"))
 
 
-def manner_of(batch_size: int, workers: int | None) -> Manner:
+def manner_of(batch_size: int, workers: int | None, describer: Describer | None = None) -> Manner:
+    """How images are read, with a bar that shows how many a second."""
     from tiprctl.gallery.adding import Manner
+    from tiprctl.gallery.metadata import Describer
 
-    return Manner(batch_size=batch_size, workers=workers, progress=_progress)
+    return Manner(describer or Describer(), batch_size, workers, _progress)
 
 
 def _progress(total: int) -> Any:

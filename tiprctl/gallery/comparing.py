@@ -45,12 +45,16 @@ class Inventory:
     """A listing, ready to be compared with a gallery as often as it changes.
 
     It takes 24 bytes an image beside the listing, and a row takes none.
+
+    Attributes:
+        listing: the images. root: the real path of their folder.
+        listed: the paths by which the gallery knows them.
     """
 
     def __init__(self, listing: Listing):
         self.listing = listing
         self.root = root_key(listing.root)
-        self._listed = DigestSet(self.keys())
+        self.listed = DigestSet(self.keys())
         self._sizes, self._times = (listing.images.table[name].to_numpy() for name in ("size", "mtime_ns"))
         self._unlooked = {key_of(self.root, one.path) for one in listing.unreadable}
 
@@ -67,7 +71,7 @@ class Inventory:
         rows = 0
         for batch in store.scan([KEY, "size", "mtime_ns", "hash"]):
             batch = self._near(batch)
-            places = self._listed.find(batch[KEY].to_pylist())
+            places = self.listed.find(batch[KEY].to_pylist())
             fresh = self._fresh(batch, places)
             known[places[places >= 0]] = True
             same[places[fresh]] = True

@@ -1,0 +1,76 @@
+"""`tiprctl index add --engine ray`: the images are embedded by a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiprctl.cli import render
+from tiprctl.cli.index_session import (
+    Request,
+    Session,
+    describe_origin,
+    find_store,
+    load_model,
+    manner_of,
+    open_session,
+    open_store,
+    root_of,
+)
+
+if TYPE_CHECKING:
+    from tiprctl.gallery.listing import ImageFile
+    from tiprctl.vector_model import VectorModel
+
+
+def add_with_ray(request: Request, address: str | None, batch_size: int, *, json: bool) -> None:
+    """Add the images that the gallery has not; one that changed keeps its row.
+
+    Raises:
+        As `open_session`, and as `cluster.add_with_ray`.
+    """
+    from tiprctl.gallery.adding import EmbeddingInterrupted
+    from tiprctl.gallery.cluster import add_with_ray as embed
+    from tiprctl.gallery.origins import Remembered, remember
+
+    session, root, images = _open(request)
+    store, origin, model = session.store, session.origin, session.model
+    describer = origin.describer(root, session.images.table if session.images else None)
+    manner = manner_of(batch_size, None, describer)
+    loaded = partial(_loaded, _reachable(request.model or store.identity.source), request.device)
+    remember(store, Remembered(origin, unfinished="add"))
+    try:
+        changes = embed(store, root, images, loaded, model.image_size, manner, address=address)
+    except EmbeddingInterrupted as interrupt:
+        render.warning(f"{interrupt}; the same command goes on from there.")
+        raise
+    remember(store, Remembered(origin))
+    session.finish(changes, json=json)
+
+
+def _open(request: Request) -> tuple[Session, str, Iterable[ImageFile]]:
+    """The gallery with its model; the place that the images lie below, and the images."""
+    if "://" not in request.source:
+        session = open_session(request)
+        return session, root_of(session.images.listing), session.images.listing.images
+    from tiprctl.gallery.cluster_sources import list_objects
+
+    root, known = request.source.rstrip("/"), find_store(request)
+    origin = describe_origin(request, known, root)
+    model = load_model(request, known)
+    store = open_store(request, known, model, origin.describer(root))
+    return Session(store, model, origin, None), root, list_objects(root)
+
+
+def _reachable(source: str) -> str:
+    """A model's name as it is found from any working folder."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _loaded(source: str, device: str | None) -> VectorModel:
+    """The model, in a process of the cluster."""
+    from tiprctl.vector_model import load_vector_model
+
+    return load_vector_model(source, device=device, bulk=True)
