@@ -30,6 +30,7 @@ _CAUSES = {
     errno.EPERM: ("The system denies access to the gallery", _DENIED),
 }
 """What the system's errors mean, and what to do."""
+_NEWER = ("Please upgrade Lance", "Unknown Lance storage version")
 _KEPT = "what was committed is kept."
 
 
@@ -77,6 +78,9 @@ def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
     if number in _CAUSES:
         what, first = _CAUSES[number]
         return EngineError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
+    if any(sign in str(error) for sign in _NEWER):
+        what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
+        return EngineError(what, where=uri, remedy="Upgrade it: pip install --upgrade tiprctl pylance.")
     if "conflict" in str(error).lower() or "contention" in str(error):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
         return EngineError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
