@@ -33,3 +33,4 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/scaling.py --quick
 	$(BIN)/python benchmarks/gallery.py --quick
 	$(BIN)/python benchmarks/cold_query.py --quick
+	$(BIN)/python benchmarks/indexing.py --quick
