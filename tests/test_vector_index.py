@@ -16,7 +16,7 @@ from vector_galleries import gallery, names, table, unit
 
 from tiprctl.gallery import approximate, calibration, finding, upkeep, vector_index
 from tiprctl.gallery.approximate import Tuning, read_tuning
-from tiprctl.gallery.engine import EngineError
+from tiprctl.gallery.engine import EngineError, faults
 from tiprctl.gallery.finding import find
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.vector_index import needed, optimise
@@ -161,19 +161,32 @@ def test_an_index_in_the_way_is_dropped_but_not_for_a_full_disk(store, monkeypat
 
     def fail(message: str):
         def change(opened: GalleryStore) -> int:
-            if opened.dataset.describe_indices():
-                raise EngineError(message)
+            with faults(opened.uri, ""):
+                if opened.dataset.describe_indices():
+                    raise OSError(message)
             return compact(opened)
 
         return change
 
-    monkeypatch.setattr(upkeep, "compact", fail("No space left on device (os error 28)"))
-    with pytest.raises(EngineError, match="No space left"):
+    monkeypatch.setattr(upkeep, "compact", fail("LanceError(IO): No space left on device (os error 28)"))
+    with pytest.raises(EngineError, match="The disk is full"):
         optimise(store)
     assert needed(store) is None
     monkeypatch.setattr(upkeep, "compact", fail("The file is corrupt"))
     assert optimise(store).index == "built"
     assert needed(store) is None
+
+
+def test_a_row_that_was_removed_leaves_the_disk(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_KEPT", upkeep.timedelta(0))
+    (path,) = paths(store)[:1]
+    vector = next(batch["vector"][0] for batch in store.scan(["vector"], f"path = '{path}'"))
+    data = vector.values.to_numpy().tobytes()
+    assert data in b"".join(file.read_bytes() for file in Path(store.uri, "data").iterdir())
+    store.remove([path])
+    optimise(store)
+    assert data not in b"".join(file.read_bytes() for file in Path(store.uri, "data").iterdir())
+    assert len(store) == len(paths(store)) == ROWS - 1
 
 
 def test_old_versions_stay_for_an_hour(store, monkeypatch):

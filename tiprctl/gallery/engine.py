@@ -38,6 +38,10 @@ class EngineError(InputError):
     """Lance cannot read or write a gallery: damage, a conflict of writers, a full disk, no access."""
 
 
+class ObstacleError(EngineError):
+    """The system or other processes stand in the way; the gallery itself is sound."""
+
+
 @cache
 def lance() -> ModuleType:
     """The module, which takes half as long to import without pandas.
@@ -70,20 +74,20 @@ def faults(uri: str, remedy: str) -> Iterator[None]:
 def brief(error: BaseException) -> str:
     """Lance's message in one line, without the places in its own source that follow it."""
     message = " ".join(_PLACE.split(str(error))[0].split()) or type(error).__name__
-    return shorten(message.removeprefix("Invalid user input: "), 300)
+    return shorten(message.removeprefix("Invalid user input: ").rstrip("."), 300)
 
 
 def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
     number = getattr(error, "errno", None) or int((_OS_ERROR.findall(str(error)) or [0])[-1])
     if number in _CAUSES:
         what, first = _CAUSES[number]
-        return EngineError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
+        return ObstacleError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
     if any(sign in str(error) for sign in _NEWER):
         what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
-        return EngineError(what, where=uri, remedy="Upgrade it: pip install --upgrade tiprctl pylance.")
+        return EngineError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
     if "conflict" in str(error).lower() or "contention" in str(error):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
-        return EngineError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
+        return ObstacleError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
     return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)
 
 

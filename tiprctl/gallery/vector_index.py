@@ -10,7 +10,7 @@ import numpy as np
 from tiprctl.gallery import upkeep
 from tiprctl.gallery.approximate import Tuning, build, extend, indexed_rows, read_tuning, write_tuning
 from tiprctl.gallery.calibration import LEAST_RECALL, calibrate
-from tiprctl.gallery.engine import EngineError
+from tiprctl.gallery.engine import EngineError, ObstacleError
 from tiprctl.gallery.finding import EXACT_ROWS
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.upkeep import settled
@@ -82,12 +82,12 @@ def optimise(
 
 
 def _without_damage(store: GalleryStore, change: Callable[[], int]) -> int:
-    """Do `change`; where it fails, not for a full disk or the like, do without the indexes: one cannot be read."""
+    """Do `change`; where it fails and nothing stands in the way, an index cannot be read: do without the indexes."""
     try:
         return settled(store, change)
-    except EngineError as error:
-        if "os error" in error.what:
-            raise
+    except ObstacleError:
+        raise
+    except EngineError:
         settled(store, lambda: upkeep.drop_indexes(store))
         return settled(store, change)
 
@@ -101,6 +101,8 @@ def _optimise_vectors(
         try:
             settled(store, lambda: extend(store))
             tuned = _tune(store, tuning, probes, notes)
+        except ObstacleError:
+            raise
         except EngineError:
             notes("The vector index cannot be read")
         else:
