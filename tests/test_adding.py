@@ -365,7 +365,7 @@ def test_a_single_image_is_added(crops, store):
         ("x.txt", "a.jpg\nb.jpg", "None of the 2 images is there"),
         ("x.csv", "path\n1\n2\n", "The column 'path' holds no paths"),
         ("x.parquet", "no parquet", "no parquet file"),
-        ("none", None, "There is no such gallery folder"),
+        ("none", None, "There is no such folder"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path, name, content, what):

@@ -125,7 +125,7 @@ def test_sync_refuses_to_drop_most_of_a_folder_without_yes(home, loaded):
         "g.lance: 0 added, 0 updated, 4 removed"
     )
     shutil.rmtree("crops")
-    assert "no such gallery folder" in run("sync", "crops", "--gallery", "g.lance", "--yes", code=3).stderr
+    assert "no such folder" in run("sync", "crops", "--gallery", "g.lance", "--yes", code=3).stderr
     assert len(rows()) == 2
 
 
@@ -178,7 +178,7 @@ def test_both_a_path_and_an_expression_narrow_the_choice(home, loaded):
         (["add", "crops", "--gallery", "g.lance", "--camera-from", "x{camera}/*"], 2, "does not match"),
         (["add", "s3://bucket/crops", "--gallery", "g.lance"], 2, "Add --engine ray"),
         (["add", "crops", "--gallery", "g.lance", "--address", "auto"], 2, "Add --engine ray"),
-        (["add", "nowhere", "--gallery", "g.lance"], 3, "There is no such gallery folder"),
+        (["add", "nowhere", "--gallery", "g.lance"], 3, "There is no such folder"),
         (["sync", "crops/cam_a/20261101_0830.png", "--gallery", "g.lance"], 2, "takes a folder"),
         (["status", "--gallery", "none.lance"], 3, "There is no gallery"),
         (["status"], 2, "--gallery"),

@@ -250,7 +250,7 @@ def test_bad_input_is_explained(embedder, crops, tmp_path, arguments, code, mess
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none", "There is no such gallery folder"), ("empty", "There is no image")]
+    ("name", "message"), [("none", "There is no such folder"), ("empty", "There is no image")]
 )
 def test_a_bad_gallery_is_explained_before_a_model_is_loaded(tmp_path, monkeypatch, name, message):
     (tmp_path / "empty").mkdir()

@@ -110,7 +110,7 @@ def test_walk_names_a_file_whose_name_is_not_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("make", "what", "remedy"),
     [
-        (lambda path: None, "There is no such gallery folder", "Name a folder"),
+        (lambda path: None, "There is no such folder", "Name a folder"),
         (lambda path: path.write_text(""), "The gallery is a file, not a folder", "Name a folder"),
         (lambda path: path.mkdir(), "There is no image in the gallery", "Images end in .bmp, .jpeg, .jpg"),
         (lambda path: (path.mkdir(), (path / "a.png").symlink_to("gone")), "There is no image", "a.png (a link that"),

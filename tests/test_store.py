@@ -89,8 +89,19 @@ def test_settings_are_remembered(store):
     assert store.settings() == {"nprobes": "7", "refine": "2"}
 
 
+@pytest.mark.parametrize("taken", ["photos", "photos/1.jpg"])
+def test_a_gallery_is_not_made_where_something_else_is(tmp_path, taken):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"a picture")
+    with pytest.raises(UsageError, match="something else in the gallery's place"):
+        GalleryStore.create(tmp_path / taken, MODEL)
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "1.jpg"]
+
+
 def test_what_is_no_gallery_is_told(tmp_path):
     with pytest.raises(InputError, match="There is no gallery"):
+        GalleryStore.open(tmp_path / "none.lance")
+    with pytest.raises(InputError, match="This is no gallery"):
         GalleryStore.open(tmp_path)
     lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other.lance"))
     with pytest.raises(InputError, match="not a gallery"):

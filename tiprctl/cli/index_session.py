@@ -182,8 +182,9 @@ def warn_of(changes: Changes) -> None:
         more = len(changes.unreadable) - NAMED
         render.warning(f"{len(changes.unreadable):,} skipped: {named}" + (f" and {more:,} more" if more > 0 else ""))
     for one in changes.unmatched:
-        instead = "their camera is null" if one.pattern.fact == "camera" else "their time is the file's"
-        render.warning(f"{one}: {instead}.")
+        whose = "its" if one.count == 1 else "their"
+        instead = "camera is null" if one.pattern.fact == "camera" else "time is the file's"
+        render.warning(f"{one}: {whose} {instead}.")
 
 
 def spell(changes: Changes) -> str:

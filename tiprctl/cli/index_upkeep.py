@@ -92,7 +92,8 @@ def optimise(gallery: GalleryName, device: Device = None, json: Json = False) ->
         render.result_json({"gallery": gallery, **asdict(done)})
         return
     index = f"index {done.index}, recall@10 {done.tuning.recall:.3f}" if done.tuning else "searched exactly, no index"
-    freed = f"{done.files_joined:,} files fewer, {spell_bytes(done.bytes_freed)} freed"
+    fewer = "1 file" if done.files_joined == 1 else f"{done.files_joined:,} files"
+    freed = f"{fewer} fewer, {spell_bytes(done.bytes_freed)} freed"
     render.result_line(f"{gallery}: {done.rows:,} rows; {index}; {freed}")
 
 
@@ -132,5 +133,6 @@ def _index(found: Status) -> str:
     if found.indexed is None:
         return found.needs or "none needed: every row is compared"
     recall = f", recall@10 {found.tuning.recall:.3f}" if found.tuning else ""
-    state = f"{found.indexed:,} rows, {found.unindexed_share or 0:.1%} of all are not in it{recall}"
+    missing = f"{found.unindexed_share:.1%} of all rows are not in it" if found.unindexed_share else "no row is missing"
+    state = f"{found.indexed:,} rows, {missing}{recall}"
     return f"{state}; to be brought up to date: {found.needs}" if found.needs else state

@@ -107,7 +107,7 @@ def list_images(root: str | Path, *, follow_links: bool = False, allow_empty: bo
     """
     root = Path(root)
     if not root.is_dir():
-        what = "The gallery is a file, not a folder" if root.exists() else "There is no such gallery folder"
+        what = "The gallery is a file, not a folder" if root.exists() else "There is no such folder"
         raise InputError(what, where=root, remedy="Name a folder that holds person crops.")
     unreadable: list[Unreadable] = []
     images = Images.of(_images(root, follow_links, unreadable))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _READ = "Index its images again, or restore it from a backup."
 _WRITE = "Free some space or give access to it, then give the same command again: what was committed is kept."
 _READ_AHEAD = 1 << 25
 """Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 _PATIENCE = timedelta(minutes=2)
 """How long a change is tried again while others change the same rows."""
 
@@ -73,9 +75,7 @@ class GalleryStore:
         """
         uri = _spelt(uri)
         if not exists(uri):
-            raise InputError(
-                "There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}."
-            )
+            raise _no_gallery(uri)
         with faults(uri, _READ):
             return cls(lance().dataset(uri), uri)
 
@@ -86,7 +86,8 @@ class GalleryStore:
         """An empty gallery; where there already is one, or another process is quicker, that one.
 
         Raises:
-            UsageError: a column cannot have that name, or the gallery holds the vectors of another model.
+            UsageError: a column cannot have that name, the gallery holds the vectors of another model, or there is
+                something else in its place.
             InputError: it cannot be written.
         """
         uri, schema = _spelt(uri), new_schema(model, columns)
@@ -262,6 +263,12 @@ def exists(uri: str | Path) -> bool:
     return True
 
 
+def _no_gallery(uri: str) -> InputError:
+    if _is_local(uri) and Path(uri).exists():
+        return InputError("This is no gallery", where=uri, remedy="Name one that tiprctl index add has made.")
+    return InputError("There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}.")
+
+
 def _spelt(uri: str | Path) -> str:
     return str(uri)
 
@@ -277,9 +284,16 @@ def _create_local(folder: Path, schema: pa.Schema) -> None:
         lance().write_dataset(schema.empty_table(), f"{temporary}/dataset", mode="create")
         try:
             os.rename(f"{temporary}/dataset", folder)
-        except OSError:
-            if not exists(folder):
-                raise
+        except OSError as error:
+            if exists(folder):
+                return
+            if error.errno in _TAKEN:
+                raise UsageError(
+                    "There is something else in the gallery's place",
+                    where=folder,
+                    remedy="Name a new folder, as gallery.lance.",
+                ) from error
+            raise
 
 
 def _create_remote(uri: str, schema: pa.Schema) -> None:
