@@ -249,9 +249,7 @@ def test_bad_input_is_explained(embedder, crops, tmp_path, arguments, code, mess
     assert embedder.images == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("none", "There is no such folder"), ("empty", "There is no image")]
-)
+@pytest.mark.parametrize(("name", "message"), [("none", "There is no such folder"), ("empty", "There is no image")])
 def test_a_bad_gallery_is_explained_before_a_model_is_loaded(tmp_path, monkeypatch, name, message):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(command, "_load_model", lambda *_, **__: pytest.fail("loaded"))
