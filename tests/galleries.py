@@ -33,6 +33,8 @@ WIDTH, IMAGE_SIZE = 16, (16, 8)
 BATCH = 8
 """Images a batch; each is committed by itself."""
 GALLERY = "gallery.lance"
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+"""What runs a command so that file permissions hold for it, though it be the superuser's."""
 _PATIENCE = 120
 """Seconds after which a process is taken to hang."""
 
@@ -47,8 +49,8 @@ class Moment:
         after: once the call is done, not before.
         file_in: once this folder of the gallery has gained or lost a file after the call has begun.
         then: whether the process is killed (SIGKILL), or waits until it is told to go on.
-        index_from: rows from which the gallery has a vector index in this process, which keeps no old version; None
-            leaves both as they are.
+        index_from: rows from which the gallery has a vector index in this process; None leaves it as it is.
+        forgets: whether this process removes old versions at once, whoever reads them.
     """
 
     at: str | None = None
@@ -57,6 +59,7 @@ class Moment:
     file_in: str | None = None
     then: Literal["kill", "wait"] = "kill"
     index_from: int | None = None
+    forgets: bool = False
 
     def arm(self, line: socket.socket) -> None:
         """Let this process stop then, and commit each batch by itself; on the line it tells that it waits."""
@@ -65,6 +68,7 @@ class Moment:
         writing.SECONDS_BETWEEN_COMMITS = 0.0
         if self.index_from is not None:
             finding.EXACT_ROWS = vector_index.EXACT_ROWS = self.index_from
+        if self.forgets:
             upkeep._KEPT = timedelta(0)
         if self.at is not None:
             self._arm_call(*self.at.split(":"), line)

@@ -47,7 +47,7 @@ KILLED_OPTIMISES = {
     "indexing vectors": Moment("tiprctl.gallery.vector_index:build", file_in="_indices"),
     "before calibrating": Moment("tiprctl.gallery.vector_index:calibrate"),
     "before removing versions": Moment("tiprctl.gallery.upkeep:forget_old_versions"),
-    "removing versions": Moment("tiprctl.gallery.upkeep:forget_old_versions", file_in="_versions"),
+    "removing versions": Moment("tiprctl.gallery.upkeep:forget_old_versions", file_in="_versions", forgets=True),
 }
 
 
