@@ -115,6 +115,12 @@ def test_the_share_of_partitions_is_the_least_that_finds_enough(store, monkeypat
     assert lax.recall >= 0.2
 
 
+def test_a_copy_of_a_crop_is_as_good_as_the_crop(tmp_path):
+    store = gallery(tmp_path, 1)
+    store.put(table(names(ROWS), unit(ROWS // 20).repeat(20, axis=0)))
+    assert optimise(store).tuning.recall >= 0.98
+
+
 def test_more_is_probed_for_filters_and_for_deep_rankings():
     tuning = Tuning(trained_rows=100, partitions=10, share=0.2)
     assert tuning.deepened(10, 1.0).share == pytest.approx(0.2)

@@ -10,7 +10,7 @@ import numpy as np
 from tiprctl.gallery import exact
 from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, nearest
 from tiprctl.gallery.engine import faults
-from tiprctl.gallery.exact import vectors_of
+from tiprctl.gallery.exact import ROUNDING, vectors_of
 from tiprctl.gallery.schema import VECTOR
 from tiprctl.gallery.store import GalleryStore
 
@@ -33,13 +33,13 @@ def calibrate(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None = N
     """
     kinds = [*_moved_rows(store), *([] if probes is None else [_some(probes)])]
     queries = np.concatenate(kinds)
-    truth = [set(ids.tolist()) for ids in exact.search(store, queries, CALIBRATED_TOP)]
+    least = _least_scores(store, queries)
     ends = np.cumsum([len(kind) for kind in kinds])[:-1]
 
     def recall(share: float, refine: int) -> float:
         """Of the kind of queries that fares worst."""
         tried = replace(tuning, share=share, refine=refine)
-        found = [_overlap(store, query, tried, best) for query, best in zip(queries, truth)]
+        found = [_recall(store, query, tried, score) for query, score in zip(queries, least)]
         return min(float(np.mean(kind)) for kind in np.split(np.array(found), ends))
 
     refine = next((refine for refine in _REFINES if recall(1.0, refine) >= _AIM), _REFINES[-1])
@@ -48,9 +48,17 @@ def calibrate(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None = N
     return replace(tuning, share=share, refine=refine, recall=recall(share, refine))
 
 
-def _overlap(store: GalleryStore, query: np.ndarray, tuning: Tuning, best: set[int]) -> float:
-    found = nearest(store, query, CALIBRATED_TOP, tuning)["_rowid"].to_pylist()
-    return len(best.intersection(found)) / max(1, len(best))
+def _least_scores(store: GalleryStore, queries: np.ndarray) -> np.ndarray:
+    """For each query the cosine of the last of its best rows. Whatever reaches it is as good: crops may have copies."""
+    last = np.array([ids[-1] for ids in exact.search(store, queries, CALIBRATED_TOP)])
+    rows = store.take(np.unique(last), [VECTOR]).sort_by("_rowid")
+    vectors = vectors_of(rows)[np.searchsorted(rows["_rowid"].to_numpy(), last)]
+    return np.einsum("qd,qd->q", queries, vectors)
+
+
+def _recall(store: GalleryStore, query: np.ndarray, tuning: Tuning, least: float) -> float:
+    distances = nearest(store, query, CALIBRATED_TOP, tuning)["_distance"].to_numpy()
+    return np.count_nonzero(1 - distances >= least - ROUNDING) / min(CALIBRATED_TOP, len(store))
 
 
 def _moved_rows(store: GalleryStore) -> list[np.ndarray]:
