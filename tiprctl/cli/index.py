@@ -72,10 +72,15 @@ def add(
     tiprctl index add crops/ --gallery gallery.lance --time-from exif --metadata shifts.csv
     tiprctl index add data/CUHK-PEDES/manifest.parquet --gallery gallery.lance
 
-    A list is a .txt file with a path a line, or a .csv or .parquet file with a column path, whose other columns are
-    added too. A pattern is compared with the end of each path, folder by folder: {camera} is the camera's name,
-    {time:FORMAT} a time or a part of it, * anything within a folder, ? one character. What was said of a folder is
-    remembered; none takes it back. An interrupted add goes on when the same command is given again.
+    A list is a .txt file with a path a line, or a .csv or .parquet file with a
+    column path, whose other columns are added too.
+
+    A pattern is compared with the end of each path, folder by folder: {camera}
+    is the camera's name, {time:FORMAT} a time or a part of it, * anything
+    within a folder, ? one character. What was said of a folder is remembered;
+    none takes it back.
+
+    An interrupted add goes on when the same command is given again.
     """
     if (address is not None and engine != "ray") or ("://" in source and engine != "ray"):
         where, what = ("--address", "A cluster") if address is not None else (source, "An object store")
@@ -110,8 +115,9 @@ def sync(
     tiprctl index sync crops/ --gallery gallery.lance
     tiprctl index sync crops/ --gallery gallery.lance --yes
 
-    A file that was moved or touched is not embedded again. Where more than half of the folder's images are no more,
-    nothing is done without --yes: the folder may not be mounted.
+    A file that was moved or touched is not embedded again. Where more than half
+    of the folder's images are no more, nothing is done without --yes: the folder
+    may not be mounted.
     """
     request = Request(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
     _refuse_list(folder, "sync")
@@ -139,8 +145,8 @@ def watch(
     tiprctl index watch crops/ --gallery gallery.lance
     tiprctl index watch /mnt/cameras --gallery gallery.lance --camera-from '{camera}/*' --every 60
 
-    A file is added once two looks find it with the same size and time, so that half-written ones wait. Deleted files
-    keep their rows: tiprctl index sync drops them.
+    A file is added once two looks find it with the same size and time, so that
+    half-written ones wait. Deleted files keep their rows: sync drops them.
     """
     from tiprctl.gallery.listing import list_images
     from tiprctl.gallery.watching import watch as look_again
