@@ -2,15 +2,12 @@
 
 import ast
 import re
-import shlex
 from dataclasses import fields, replace
 from functools import cache
-from pathlib import Path
 
 import pytest
-from typer.main import get_command
+from pages import COMMANDS, ROOT, broken_links, read_arguments, shown_commands
 
-from tiprctl.cli.app import app
 from tiprctl.config import TrainConfig, from_dict, to_dict
 from tiprctl.data.catalog import DATA_SETS
 from tiprctl.models.heads import HEADS
@@ -18,7 +15,6 @@ from tiprctl.objectives import OBJECTIVES, find_objective
 from tiprctl.recipes import FIGURES, RECIPES, check_names, find_recipe, published_rows, with_objectives
 from tiprctl.settings import with_settings
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 HEADINGS = [
     "Idea",
@@ -29,7 +25,6 @@ HEADINGS = [
     "Published rows",
     "Use",
 ]
-COMMANDS = get_command(app).commands
 
 INSTEAD = {"What is given, and what is our reading": "What differs from the published code"}
 """What a page says where there is no published code to differ from."""
@@ -148,17 +143,7 @@ def cell(figure):
 
 @EACH
 def test_the_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-        name, _, place = link.partition("#")
-        target = (page.parent / name).resolve() if name else page
-        assert target.is_file(), link
-        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not place or place in map(anchor, headings), link
-
-
-def anchor(heading):
-    """The fragment by which GitHub links to a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+    assert broken_links(page) == []
 
 
 @EACH
@@ -170,12 +155,11 @@ def test_the_tests_that_a_page_names_are_there(page):
 
 @EACH
 def test_the_commands_can_be_given(page):
-    lines = [line for line in section(page, "Use").splitlines() if line.startswith("tiprctl ")]
-    assert lines
-    for line in lines:
-        _, name, *arguments = shlex.split(line, comments=True)
-        given = COMMANDS[name].make_context(name, arguments).params
-        if name == "train":
+    commands = shown_commands(page)
+    assert commands
+    for words in commands:
+        given = read_arguments(words)
+        if words[0] == "train":
             check_names(given["recipe"], given["losses"], given["aux"])
             config = with_objectives(find_recipe(given["recipe"], given["data"]), given["losses"], given["aux"])
             with_settings(config, given["set"] or [])
