@@ -25,6 +25,9 @@ _TOKEN = re.compile(
 )
 _COMPARING = {"=", "<", ">", "<=", ">=", "<>", "!=", "in", "between", "not", "and", "(", ","}
 """What may stand between a column and the values that it is compared with."""
+_FLAT = frozenset(",.0123456789")
+_MOST_WORDS = 300
+"""The engine reads nested terms by recursion, and a chain of a thousand (size + size + …) has overrun its stack."""
 _MINUTES = re.compile(r"(['\"]\d{4}-\d\d-\d\d[ T]\d\d:\d\d)(['\"])")
 
 
@@ -34,8 +37,10 @@ def compiled(store: GalleryStore, where: str) -> str:
     The parser stops at the end of the first expression and ignores the rest. In parentheses the rest is an error.
 
     Raises:
-        UsageError: the engine cannot make sense of it; one line of its message, the columns and an example.
+        UsageError: it is too long, or the engine cannot make sense of it; one line of its message, the columns and an
+            example.
     """
+    _refuse_long(where)
     expression = f"({_with_times(where, _times(store.schema))}\n)"
     try:
         with faults(store.uri, ""):
@@ -46,6 +51,17 @@ def compiled(store: GalleryStore, where: str) -> str:
             remedy=f"The columns are {', '.join(store.columns)}; an example: {EXAMPLE!r}.",
         ) from error
     return expression
+
+
+def _refuse_long(where: str) -> None:
+    """Refuse what might end the process; values count nothing, since a list of them is not nested."""
+    words = sum(token.lastgroup in ("name", "other") and token.group() not in _FLAT for token in _TOKEN.finditer(where))
+    if words > _MOST_WORDS:
+        raise UsageError(
+            f"The expression is too long: {words:,} names and operators, of which it may have {_MOST_WORDS}",
+            where="--where",
+            remedy="Compare with many values by a list: camera in ('a', 'b'); or ask in several queries.",
+        )
 
 
 def _times(schema: pa.Schema) -> set[str]:
