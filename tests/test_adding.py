@@ -352,6 +352,19 @@ def test_a_list_names_its_images_and_gives_its_columns(crops, store, tmp_path, k
         assert rows(store, "split", "pid") == {"a/0.png": ("train", 7), "b/1.png": ("test", 8)}
 
 
+def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):
+    origin = Origin(crops.as_posix(), camera_from="{camera}/*")
+    bring(store, origin, list_images(crops), MeanColour(), Manner(origin.describer(crops.as_posix())))
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,pid\n{crops}/a/0.png,7\n")
+    source = read_input(file)
+    manner = Manner(Describer(table=source.table))
+    changes = bring(store, Origin(source.name), source.listing, MeanColour(), manner)
+    assert counts(changes) == {"images": 1, "unchanged": 1, "described": 1}
+    assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)
+    assert rows(store, "camera", "pid")["b/1.png"] == ("b", None)
+
+
 def test_a_single_image_is_added(crops, store):
     assert add(store, read_input(crops / "a" / "0.png").listing, MeanColour()).added == 1
     assert set(rows(store)) == {"a/0.png"}

@@ -6,7 +6,7 @@ All of it can be stopped at any time and given again: what was committed stays, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import embed_images
 from tiprctl.gallery.listing import ROWS_AT_ONCE, ImageFile, Listing, Unreadable
 from tiprctl.gallery.metadata import Describer, Unmatched, key_of
+from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.work import Work
 from tiprctl.gallery.writing import RowWriter
@@ -131,10 +132,15 @@ def sync(
     return changes
 
 
-def describe_again(store: GalleryStore, listing: Listing, manner: Manner) -> int:
+def describe_again(
+    store: GalleryStore, listing: Listing, manner: Manner, columns: Collection[str] | None = None
+) -> int:
     """Tell the columns of the listed images anew that have a row which is up to date; how many there are.
 
     Their vectors stay. Raises as `add`.
+
+    Args:
+        columns: which ones; None means all that the describer can tell anew.
     """
     store.add_columns(manner.describer.types)
     inventory = Inventory(listing)
@@ -143,7 +149,8 @@ def describe_again(store: GalleryStore, listing: Listing, manner: Manner) -> int
     with manner.progress(len(images)) as advance:
         for start in range(0, len(images), ROWS_AT_ONCE):
             some = images[start : start + ROWS_AT_ONCE]
-            store.revise(manner.describer.facts(list(some), listing.root, inventory.root))
+            facts = manner.describer.facts(list(some), listing.root, inventory.root)
+            store.revise(facts if columns is None else facts.select([KEY, *columns]))
             advance(len(some))
     return len(images)
 

@@ -141,6 +141,9 @@ def bring(
     if outdated:
         remember(store, begun)
         changes.described = describe_again(store, listing, manner)
+    elif changes.unchanged and manner.describer.types and not origin.metadata:
+        # The columns came with a list, whose images may have had their rows already. The list tells only these columns.
+        changes.described = describe_again(store, listing, manner, manner.describer.types)
     remember(store, Remembered(origin))
     return changes
 
