@@ -84,10 +84,12 @@ def result(
 
 
 def print_paths(results: Sequence[Result]) -> None:
-    """Bare paths, one a line."""
-    for result in results:
-        for hit in result["hits"]:
-            render.result_line(hit["path"])
+    """Bare paths, one a line; tells of those that take more."""
+    paths = [hit["path"] for result in results for hit in result["hits"]]
+    for path in paths:
+        render.result_line(path)
+    if any("\n" in path for path in paths):
+        render.warning("Some of the paths contain line breaks; --json keeps them apart.")
 
 
 def print_tables(results: Sequence[Result], *, times: bool) -> None:
@@ -110,13 +112,16 @@ def write_csv(results: Sequence[Result], target: str) -> None:
     hits = [{"query": result["query"], **hit} for result in results for hit in result["hits"]]
     users = list(dict.fromkeys(name for hit in hits for name in hit.get("columns", {})))
     similar = ["similar"] if any("similar" in hit for hit in hits) else []
-    text = io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*own, *similar, *map(_harmless, users)])
+    table: list[list[Any]] = [[*own, *similar, *map(_harmless, users)]]
     for hit in hits:
         cells = [_harmless_path(hit["path"]) if name == "path" else _harmless(hit[name]) for name in own]
         folded = [len(hit["similar"]) for _ in similar]
-        lines.writerow([*cells, *folded, *(_harmless(hit.get("columns", {}).get(name)) for name in users)])
+        table.append([*cells, *folded, *(_harmless(hit.get("columns", {}).get(name)) for name in users)])
+    text = io.StringIO(newline="")
+    # Of the characters that break a line, the writer by itself quotes only its own.
+    broken = any("\r" in cell for row in table for cell in row if isinstance(cell, str))
+    quoting = csv.QUOTE_ALL if broken else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(table)
     if target == STDOUT:
         render.result_text(text.getvalue())
     else:
