@@ -58,7 +58,7 @@ def connected(address: str | None = None, *, cpus: int | None = None) -> Iterato
 
 
 def actors_for(ray: ModuleType, wanted: int | None) -> Actors:
-    """The processes that hold the model: one a GPU; without GPUs one a machine.
+    """The processes that hold the model: one a GPU; without GPUs one a machine, or `wanted` ones of a core each.
 
     They leave at least half of the cores to the tasks that decode and write, without which nothing goes on.
     """
@@ -67,7 +67,7 @@ def actors_for(ray: ModuleType, wanted: int | None) -> Actors:
     machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     count = wanted or gpus or len(machines)
     share = total["CPU"] / 2 / count
-    return Actors(count, min(share, 1.0) if gpus or share < 1 else int(share), 1 if gpus else 0)
+    return Actors(count, min(share, 1.0) if wanted or gpus or share < 1 else int(share), 1 if gpus else 0)
 
 
 def told_by_worker(error: BaseException) -> TiprError | None:
@@ -97,6 +97,7 @@ def _start(ray: ModuleType, address: str | None, cpus: int) -> None:
         ) from error
     # The handlers that are left write to files.
     log = logging.getLogger("ray.data")
+    log.propagate = False
     log.handlers = [each for each in log.handlers if not isinstance(each, logging.StreamHandler)]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -95,18 +95,18 @@ def _open(location: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), os.path.abspath(location)
     scheme, _, rest = location.partition("://")
     bucket, _, path = rest.rstrip("/").partition("/")
-    system, top = _connect(f"{scheme}://{bucket}", os.getpid())
+    endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), None) if scheme == "s3" else None
+    system, top = _connect(f"{scheme}://{bucket}", endpoint, os.getpid())
     return system, f"{top}/{path}" if path else top
 
 
 @cache
-def _connect(bucket: str, process: int) -> tuple[FileSystem, str]:
+def _connect(bucket: str, endpoint: str | None, process: int) -> tuple[FileSystem, str]:
     """The file system of a bucket: one a process, since it keeps connections open. A fork must not use its parent's."""
     from pyarrow.fs import FileSystem, S3FileSystem
 
-    endpoint = next(filter(None, map(os.environ.get, _ENDPOINTS)), None)
     try:
-        if endpoint and bucket.startswith("s3://"):
+        if endpoint:
             scheme, _, host = endpoint.rpartition("://")
             return S3FileSystem(endpoint_override=host, scheme=scheme or "https"), bucket.removeprefix("s3://")
         return FileSystem.from_uri(bucket)
