@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench install
+.PHONY: demo test faults lint bench install
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -17,6 +17,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+# Galleries through kills, full disks, wrong clocks and hostile names, in real processes; a part of `make test`.
+faults: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -rs $(wildcard tests/test_gallery_*.py)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -32,7 +32,13 @@ Rows = dict[str, dict[str, Any]]
 WIDTH, IMAGE_SIZE = 16, (16, 8)
 BATCH = 8
 """Images a batch; each is committed by itself."""
+NAMES = [f"cam_{'ab'[number % 2]}/{number:02}.png" for number in range(5 * BATCH)]
+INDEX_FROM = 300
+"""Rows from which a `Moment` can give a gallery an index."""
 GALLERY = "gallery.lance"
+EMBED = "tiprctl.exported:ExportedModel.embed_images"
+PUT = "tiprctl.gallery.store:GalleryStore.put"
+REMOVE = "tiprctl.gallery.store:GalleryStore.remove"
 UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 """What runs a command so that file permissions hold for it, though it be the superuser's."""
 _PATIENCE = 120
@@ -49,7 +55,7 @@ class Moment:
         after: once the call is done, not before.
         file_in: once this folder of the gallery has gained or lost a file after the call has begun.
         then: whether the process is killed (SIGKILL), or waits until it is told to go on.
-        index_from: rows from which the gallery has a vector index in this process; None leaves it as it is.
+        indexed: whether the gallery has a vector index from `INDEX_FROM` rows on in this process.
         forgets: whether this process removes old versions at once, whoever reads them.
     """
 
@@ -58,16 +64,17 @@ class Moment:
     after: bool = False
     file_in: str | None = None
     then: Literal["kill", "wait"] = "kill"
-    index_from: int | None = None
+    indexed: bool = False
     forgets: bool = False
 
     def arm(self, line: socket.socket) -> None:
         """Let this process stop then, and commit each batch by itself; on the line it tells that it waits."""
-        from tiprctl.gallery import finding, upkeep, vector_index, writing
+        from tiprctl.gallery import calibration, finding, upkeep, vector_index, writing
 
         writing.SECONDS_BETWEEN_COMMITS = 0.0
-        if self.index_from is not None:
-            finding.EXACT_ROWS = vector_index.EXACT_ROWS = self.index_from
+        if self.indexed:
+            finding.EXACT_ROWS = vector_index.EXACT_ROWS = INDEX_FROM
+            calibration._QUERIES = 16
         if self.forgets:
             upkeep._KEPT = timedelta(0)
         if self.at is not None:
@@ -246,6 +253,24 @@ def recall(store: GalleryStore, rows: Rows, top: int = 10) -> float:
         np.testing.assert_allclose(found.scores, [scores[path] for path in hits], atol=1e-6)
         found_of_best += len(set(hits) & set(best))
     return found_of_best / (len(queries) * min(top, len(rows)))
+
+
+def archive(folder: Path) -> Workplace:
+    """A folder of the crops `NAMES` and a gallery that was made of it undisturbed."""
+    place = Workplace(folder)
+    write_model(folder / "model")
+    paint(folder / "crops", NAMES)
+    assert place.index("add", "crops").document["added"] == len(NAMES)
+    return place
+
+
+def many(folder: Path) -> Workplace:
+    """A gallery in many small files, of more rows than `INDEX_FROM` but without an index."""
+    place = Workplace(folder)
+    write_model(folder / "model")
+    paint(folder / "crops", [f"{number}.png" for number in range(INDEX_FROM + 1)])
+    assert place.index("add", "crops", at=Moment()).document["added"] == INDEX_FROM + 1
+    return place
 
 
 def paint(folder: Path, names: Sequence[str], seed: int = 0) -> None:

@@ -13,26 +13,36 @@ from pathlib import Path
 
 import galleries
 import pytest
-from galleries import BATCH, GALLERY, UNPRIVILEGED, Moment, Workplace, rows_of, same_rows
+from galleries import (
+    BATCH,
+    GALLERY,
+    INDEX_FROM,
+    NAMES,
+    PUT,
+    UNPRIVILEGED,
+    Moment,
+    Workplace,
+    rows_of,
+    same_rows,
+)
 
 from tiprctl.gallery.schema import FORMAT, METADATA
 
-NAMES = [f"cam_{'ab'[number % 2]}/{number:02}.png" for number in range(5 * BATCH)]
-EMBED = "tiprctl.exported:ExportedModel.embed_images"
-PUT = "tiprctl.gallery.store:GalleryStore.put"
 LISTED = "tiprctl.gallery.adding:_Bringing.run"
-INDEX_FROM = 300
+"""What is called once the folder was listed."""
+READER_FLAGS, WRITER_FLAGS = 9, 10
+"""Fields of the protocol's message `lance.table.Manifest`."""
 AGAIN = "then give the same command again: what was committed is kept."
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Workplace:
-    """A folder of crops, and a gallery that was made of it undisturbed."""
-    place = Workplace(tmp_path_factory.mktemp("archive"))
-    galleries.write_model(place.folder / "model")
-    galleries.paint(place.folder / "crops", NAMES)
-    assert place.index("add", "crops").document["added"] == len(NAMES)
-    return place
+    return galleries.archive(tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Workplace:
+    return galleries.many(tmp_path_factory.mktemp("many"))
 
 
 @pytest.fixture
@@ -49,16 +59,6 @@ def own(archive, tmp_path) -> Workplace:
     for name in ("model", "crops"):
         shutil.copytree(archive.folder / name, tmp_path / name)
     return Workplace(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory) -> Workplace:
-    """A gallery in many small files, large enough for an index, which it has not."""
-    place = Workplace(tmp_path_factory.mktemp("many"))
-    galleries.write_model(place.folder / "model")
-    galleries.paint(place.folder / "crops", [f"{number}.png" for number in range(INDEX_FROM + 1)])
-    assert place.index("add", "crops", at=Moment()).document["added"] == INDEX_FROM + 1
-    return place
 
 
 def read_while(process, place, rows, until=None) -> list[int]:
@@ -122,7 +122,7 @@ def test_a_reader_beside_an_optimise_gets_the_same_answers(many, tmp_path):
     before = place.query("a red coat", "--plain").stdout
     opened = place.store()
     held = place.start_index(
-        "optimise", at=Moment("tiprctl.gallery.upkeep:forget_old_versions", then="wait", index_from=INDEX_FROM)
+        "optimise", at=Moment("tiprctl.gallery.upkeep:forget_old_versions", then="wait", indexed=True)
     )
     seen = read_while(held, place, many.rows(), until=held.reached)
     assert set(seen) == {INDEX_FROM + 1}
@@ -242,7 +242,7 @@ def test_a_gallery_of_a_newer_lance_is_refused(own):
 
 
 def with_unknown_flags(manifest: bytes) -> bytes:
-    """A manifest of a format with features that no Lance has yet; see `lance.table.Manifest` in its protocol.
+    """A manifest of a format with features that no Lance has yet.
 
     The message ends at the footer, and begins with its length where the footer says.
     """
@@ -251,9 +251,6 @@ def with_unknown_flags(manifest: bytes) -> bytes:
     flags = b"".join(bytes([number << 3]) + unknown for number in (READER_FLAGS, WRITER_FLAGS))
     message = manifest[start + 4 : -16] + flags
     return manifest[:start] + struct.pack("<I", len(message)) + message + manifest[-16:]
-
-
-READER_FLAGS, WRITER_FLAGS = 9, 10
 
 
 def refused_by_all(place: Workplace, what: str, remedy: str) -> None:
