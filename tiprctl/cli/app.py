@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
@@ -28,9 +30,59 @@ UNLOADED = ("failed to map segment", "cannot allocate memory", "Cannot allocate 
 JOBS = ("train", "eval")
 """The commands that several processes carry out together."""
 
+COMMANDS = {
+    "prepare": "prepare:prepare",
+    "augment": "augment:augment",
+    "train": "train:train",
+    "eval": "eval:evaluate",
+    "ablate": "ablate:ablate",
+    "compare": "compare:compare",
+    "query": "query:query",
+    "index": {
+        "add": "index:add",
+        "sync": "index:sync",
+        "watch": "index:watch",
+        "status": "index_upkeep:status",
+        "remove": "index_upkeep:remove",
+        "optimise": "index_upkeep:optimise",
+    },
+    "explain": "explain:explain",
+    "export": "export:export",
+    "demo": "demo:demo",
+}
+"""Where the functions of the commands are, below `tiprctl.cli`; loaded when they are asked for."""
+
+GROUPS = {"index": "Keep a large gallery of crops searchable."}
+
+
+class Loading(Mapping[str, Any]):
+    """The commands of a table such as `COMMANDS`, each loaded when it is asked for."""
+
+    def __init__(self, table: Mapping[str, Any]):
+        self._table = table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def __getitem__(self, name: str) -> Any:
+        place = self._table[name]
+        return _command(name, place) if isinstance(place, str) else _group(name, place)
+
 
 class Commands(TyperGroup):
-    """A group of commands."""
+    """A group of commands: those of a table, and those that are registered with it."""
+
+    table: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.commands = ChainMap(self.commands, Loading(self.table))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
@@ -40,8 +92,26 @@ class Commands(TyperGroup):
         return command
 
 
+def _command(name: str, place: str) -> Any:
+    """The command whose function is at a place as in `COMMANDS`."""
+    module, _, function = place.partition(":")
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(command(getattr(import_module(f"tiprctl.cli.{module}"), function), alone=name not in JOBS))
+    return typer.main.get_command(alone)
+
+
+def _group(name: str, table: Mapping[str, str]) -> Any:
+    """The group of the commands of a table, as in `tiprctl index add`."""
+    kind = type(name.title(), (Commands,), {"table": table})
+    group = typer.Typer(cls=kind, name=name, help=GROUPS[name], no_args_is_help=True, add_completion=False)
+    group.callback()(lambda: None)
+    return typer.main.get_command(group)
+
+
 class Program(Commands):
     """The group of all commands: turns errors into messages and exit codes, for the shell and for tests alike."""
+
+    table = COMMANDS
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -184,54 +254,3 @@ def main() -> None:
         # The reader of our output (head, less) has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _register() -> None:
-    from tiprctl.cli import (
-        ablate,
-        augment,
-        compare,
-        demo,
-        eval,
-        explain,
-        export,
-        index,
-        index_upkeep,
-        prepare,
-        query,
-        train,
-    )
-
-    for name, function in {
-        "prepare": prepare.prepare,
-        "augment": augment.augment,
-        "train": train.train,
-        "eval": eval.evaluate,
-        "ablate": ablate.ablate,
-        "compare": compare.compare,
-        "query": query.query,
-        "explain": explain.explain,
-        "export": export.export,
-        "demo": demo.demo,
-    }.items():
-        app.command(name)(command(function, alone=name not in JOBS))
-    commands = {
-        "add": index.add,
-        "sync": index.sync,
-        "watch": index.watch,
-        "status": index_upkeep.status,
-        "remove": index_upkeep.remove,
-        "optimise": index_upkeep.optimise,
-    }
-    _register_group("index", "Keep a large gallery of crops searchable.", commands)
-
-
-def _register_group(name: str, summary: str, functions: Mapping[str, Callable[..., None]]) -> None:
-    """Add commands under a name of their own, as in `tiprctl index add`."""
-    group = typer.Typer(cls=Commands, name=name, help=summary, no_args_is_help=True)
-    for command_name, function in functions.items():
-        group.command(command_name)(command(function))
-    app.add_typer(group)
-
-
-_register()

@@ -58,11 +58,13 @@ def open_gallery(
 ) -> Opened:
     """An indexed gallery or a folder by its name, with the model named, or else the gallery's own or the newest run's.
 
-    The expression `where` is checked before a folder is embedded, and `check` is called with the number of images before a model is loaded.
+    The expression `where` is checked before a folder is embedded, and `check` is called with the number of images
+    before a model is loaded.
 
     Raises:
         InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
     """
+    from tiprctl.gallery.approximate import warm
     from tiprctl.gallery.engine import lance
     from tiprctl.gallery.listing import list_images
     from tiprctl.gallery.store import GalleryStore, exists
@@ -70,6 +72,9 @@ def open_gallery(
     if "://" in name or name.rstrip("/\\").endswith(".lance") or exists(name):
         store = GalleryStore.open(name)
         check(len(store))
+        if where is None:
+            # A filter may leave so few rows that they are searched without the index.
+            warm(store)
         return _open_index(store, source, load)
     # First, since pyarrow imports pandas with its first array unless it was loaded in this way.
     lance()

@@ -8,13 +8,15 @@ A search looks at the codes of the partitions nearest to the query, then at the 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isqrt, log10
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
 
-from tiprctl.gallery.engine import faults
+from tiprctl.gallery.engine import EngineError, faults
 from tiprctl.gallery.schema import KEY, VECTOR
 from tiprctl.gallery.store import GalleryStore
 
@@ -110,6 +112,21 @@ def drop(store: GalleryStore) -> None:
     """Do without the vector index, as where it cannot be read."""
     with faults(store.uri, _SPACE):
         store.dataset.drop_index(_NAME)
+
+
+def warm(store: GalleryStore) -> None:
+    """Begin to read the index into memory, beside what else is to be done before the first search.
+
+    A search needs most of it. Nothing is told of an index that is not there or cannot be read: the search tells.
+    """
+
+    def read() -> None:
+        # The engine's faults alone: others are worth a traceback.
+        with suppress(EngineError), faults(store.uri, _REPAIR):
+            store.dataset.prewarm_index(_NAME)
+
+    # Not a daemon: the interpreter must not end while Lance's code runs.
+    Thread(target=read).start()
 
 
 def nearest(
