@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -88,23 +88,33 @@ class Moment:
         @functools.wraps(original)
         def stopped(*args: Any, **kwargs: Any) -> Any:
             calls.append(attribute)
-            due = len(calls) == self.number
-            if due and self.file_in is not None:
-                folder = Path(GALLERY, self.file_in)
-                threading.Thread(target=self._watch, args=(folder, _names(folder), line), daemon=True).start()
-            elif due and not self.after:
+            if len(calls) != self.number:
+                return original(*args, **kwargs)
+            if self.file_in is not None:
+                return self._stopped_by_file(lambda: original(*args, **kwargs), line)
+            if not self.after:
                 self._stop(line)
             result = original(*args, **kwargs)
-            if due and self.after:
+            if self.after:
                 self._stop(line)
             return result
 
         setattr(owner, attribute, stopped)
 
-    def _watch(self, folder: Path, before: set[str], line: socket.socket) -> None:
-        while _names(folder) == before:
-            pass
-        self._stop(line)
+    def _stopped_by_file(self, call: Callable[[], Any], line: socket.socket) -> Any:
+        folder = Path(GALLERY, self.file_in)
+        before = _names(folder)
+
+        def watch() -> None:
+            while _names(folder) == before:
+                pass
+            self._stop(line)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        result = call()
+        watcher.join()
+        return result
 
     def _stop(self, line: socket.socket) -> None:
         if self.then == "kill":
@@ -192,6 +202,7 @@ class Workplace:
                 errors="surrogateescape",
                 **options,
             )
+        line.settimeout(_PATIENCE)
         return Started(process, line)
 
     def index(self, command: str, *arguments: str, at: Moment | None = None, **options: Any) -> Done:

@@ -7,8 +7,9 @@ import os
 import shutil
 import struct
 import subprocess
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import galleries
@@ -26,6 +27,7 @@ from galleries import (
     same_rows,
 )
 
+from tiprctl.gallery.engine import EngineError, faults
 from tiprctl.gallery.schema import FORMAT, METADATA
 
 LISTED = "tiprctl.gallery.adding:_Bringing.run"
@@ -61,28 +63,19 @@ def own(archive, tmp_path) -> Workplace:
     return Workplace(tmp_path)
 
 
-def read_while(process, place, rows, until=None) -> list[int]:
-    """How many rows a reader in a loop saw while a process goes on; fails where an answer was not whole and right."""
-    ended = threading.Event()
-
-    def wait() -> None:
-        try:
-            (until or process.end)()
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    seen = []
-    while True:
-        last = ended.is_set()
-        store = place.store()
-        there = {path: rows[path] for path in rows_of(store)}
-        assert galleries.recall(store, there) == 1
-        seen.append(len(there))
-        if last:
-            thread.join()
-            return seen
+def read_while(wait: Callable[[], object], place: Workplace, rows: galleries.Rows) -> list[int]:
+    """How many rows a reader in a loop sees until `wait` returns; fails where an answer is not whole and right."""
+    seen, last = [], False
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        while not last:
+            last = waiting.done()
+            store = place.store()
+            there = {path: rows[path] for path in rows_of(store)}
+            assert galleries.recall(store, there) == 1
+            seen.append(len(there))
+        waiting.result()
+    return seen
 
 
 def test_two_adders_share_what_both_are_to_add(archive, place):
@@ -111,7 +104,7 @@ def test_a_reader_beside_an_adder_sees_whole_commits(archive, place):
     adder.reached()
     hits = place.query("a red coat", "--top", "100", "--json").document["results"][0]["hits"]
     assert len(hits) == 2 * BATCH
-    seen = read_while(adder, place, archive.rows())
+    seen = read_while(lambda: adder.end().document, place, archive.rows())
     assert seen == sorted(seen)
     assert seen[-1] == len(NAMES)
 
@@ -124,7 +117,7 @@ def test_a_reader_beside_an_optimise_gets_the_same_answers(many, tmp_path):
     held = place.start_index(
         "optimise", at=Moment("tiprctl.gallery.upkeep:forget_old_versions", then="wait", indexed=True)
     )
-    seen = read_while(held, place, many.rows(), until=held.reached)
+    seen = read_while(held.reached, place, many.rows())
     assert set(seen) == {INDEX_FROM + 1}
     assert place.query("a red coat", "--plain").stdout == before
     assert held.end().document["rows"] == INDEX_FROM + 1
@@ -166,6 +159,24 @@ def test_a_file_that_the_system_refuses_costs_no_row(archive, place):
     assert place.rows() == rows
     assert place.index("add", "crops").document["added"] == len(NAMES) // 2
     same_rows(place.rows(), archive.rows())
+
+
+@pytest.mark.parametrize(
+    "told, what, remedy",
+    [
+        ("LanceError(IO): write failed (os error 28)", "The disk is full", "Free some space"),
+        ("LanceError(IO): write failed (os error 122)", "The disk quota is used up", "Free some space"),
+        ("Read-only file system (os error 30)", "The gallery lies on a disk that is mounted read-only", "Give access"),
+        ("Retryable commit conflict for version 7: more", "Other processes are writing the gallery", "Wait until they"),
+        ("something else, /src/io.rs:7", "The gallery's engine failed: something else", "The caller's remedy."),
+    ],
+)
+def test_what_the_engine_says_becomes_what_to_do(told, what, remedy):
+    with pytest.raises(EngineError) as caught, faults("gallery.lance", "The caller's remedy."):
+        raise OSError(told)
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == "gallery.lance"
+    assert caught.value.remedy.startswith(remedy)
 
 
 def test_a_gallery_that_cannot_be_written_is_searched(own):

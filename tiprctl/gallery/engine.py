@@ -18,7 +18,7 @@ from tiprctl.errors import InputError
 
 _PLACE = re.compile(r", /\S+\.rs:\d+")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How Lance, which has no error numbers, tells that of the system."""
+"""How Lance, whose errors have no number, tells that of the system."""
 _FULL = "Free some space"
 _DENIED = "Give access to it"
 _CAUSES = {
@@ -31,6 +31,7 @@ _CAUSES = {
 }
 """What the system's errors mean, and what to do."""
 _NEWER = ("Please upgrade Lance", "Unknown Lance storage version")
+_OTHERS = ("conflict", "contention", "concurrent transaction")
 _KEPT = "what was committed is kept."
 
 
@@ -58,7 +59,10 @@ def lance() -> ModuleType:
 
 @contextmanager
 def faults(uri: str, remedy: str) -> Iterator[None]:
-    """Turn what Lance raises within the block into `EngineError`, about the gallery at `uri`."""
+    """Turn what Lance raises within the block into `EngineError`, about the gallery at `uri`.
+
+    A full or closed disk, other writers and a newer Lance have remedies of their own; all else has `remedy`.
+    """
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -85,7 +89,7 @@ def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
     if any(sign in str(error) for sign in _NEWER):
         what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
         return EngineError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
-    if "conflict" in str(error).lower() or "contention" in str(error):
+    if any(sign in str(error).lower() for sign in _OTHERS):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
         return ObstacleError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
     return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)

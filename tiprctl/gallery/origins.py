@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tiprctl.errors import InputError
 from tiprctl.gallery.adding import Changes, Manner, Progress, add, describe_again, sync
@@ -17,7 +17,9 @@ from tiprctl.gallery.embedding import content_hash
 from tiprctl.gallery.listing import Listing
 from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.patterns import PathPattern
+from tiprctl.gallery.places import parents
 from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.upkeep import settled
 from tiprctl.vector_model import VectorModel
 
 _SETTING = "origin:"
@@ -100,7 +102,7 @@ def recall(settings: Mapping[str, str]) -> dict[str, Remembered]:
 def recall_for(name: str, settings: Mapping[str, str]) -> Remembered | None:
     """What is remembered of a folder or list, or of the nearest folder above it."""
     known = recall(settings)
-    for folder in (name, *map(str, PurePosixPath(name).parents)):
+    for folder in (name, *parents(name)):
         if folder in known:
             return replace(known[folder], origin=replace(known[folder].origin, name=name))
     return None
@@ -110,7 +112,8 @@ def remember(store: GalleryStore, what: Remembered) -> None:
     """Keep it in the gallery, unless it is kept already."""
     name, value = _SETTING + what.origin.name, json.dumps(asdict(what), sort_keys=True)
     if store.settings().get(name) != value:
-        store.set_settings({name: value})
+        # Another process may be remembering the same at this moment.
+        settled(store, lambda: store.set_settings({name: value}))
 
 
 def bring(
