@@ -11,6 +11,7 @@ from tiprctl.cli import render
 from tiprctl.cli.index_session import GalleryName, Request, manner_of, open_session
 from tiprctl.cli.options import Device, Json, Workers
 from tiprctl.errors import UsageError
+from tiprctl.gallery.places import is_remote
 
 Model = Annotated[
     str | None,
@@ -82,7 +83,7 @@ def add(
 
     An interrupted add goes on when the same command is given again.
     """
-    if (address is not None and engine != "ray") or ("://" in source and engine != "ray"):
+    if (address is not None and engine != "ray") or (is_remote(source) and engine != "ray"):
         where, what = ("--address", "A cluster") if address is not None else (source, "An object store")
         raise UsageError(f"{what} is for Ray alone", where=where, remedy="Add --engine ray.")
     request = Request(source, gallery, model, camera_from, time_from, metadata, follow_links, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiprctl.cli import render
@@ -19,6 +18,7 @@ from tiprctl.cli.index_session import (
     open_store,
     root_of,
 )
+from tiprctl.gallery.places import absolute, is_remote
 
 if TYPE_CHECKING:
     from tiprctl.gallery.listing import ImageFile
@@ -39,7 +39,7 @@ def add_with_ray(request: Request, address: str | None, batch_size: int, *, json
     store, origin, model = session.store, session.origin, session.model
     describer = origin.describer(root, session.images.table if session.images else None)
     manner = manner_of(batch_size, None, describer)
-    loaded = partial(_loaded, _reachable(request.model or store.identity.source), request.device)
+    loaded = partial(_loaded, absolute(request.model or store.identity.source), request.device)
     remember(store, Remembered(origin, unfinished="add"))
     try:
         changes = embed(store, root, images, loaded, model.image_size, manner, address=address)
@@ -52,7 +52,7 @@ def add_with_ray(request: Request, address: str | None, batch_size: int, *, json
 
 def _open(request: Request) -> tuple[Session, str, Iterable[ImageFile]]:
     """The gallery with its model; the place that the images lie below, and the images."""
-    if "://" not in request.source:
+    if not is_remote(request.source):
         session = open_session(request)
         return session, root_of(session.images.listing), session.images.listing.images
     from tiprctl.gallery.cluster_sources import list_objects
@@ -62,11 +62,6 @@ def _open(request: Request) -> tuple[Session, str, Iterable[ImageFile]]:
     model = load_model(request, known)
     store = open_store(request, known, model, origin.describer(root))
     return Session(store, model, origin, None), root, list_objects(root)
-
-
-def _reachable(source: str) -> str:
-    """A model's name as it is found from any working folder."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _loaded(source: str, device: str | None) -> VectorModel:

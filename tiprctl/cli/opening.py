@@ -67,9 +67,10 @@ def open_gallery(
     from tiprctl.gallery.approximate import warm
     from tiprctl.gallery.engine import lance
     from tiprctl.gallery.listing import list_images
+    from tiprctl.gallery.places import is_remote
     from tiprctl.gallery.store import GalleryStore, exists
 
-    if "://" in name or name.rstrip("/\\").endswith(".lance") or exists(name):
+    if is_remote(name) or name.rstrip("/\\").endswith(".lance") or exists(name):
         store = GalleryStore.open(name)
         check(len(store))
         if where is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tiprctl.cli import render
 from tiprctl.cli.sentences import note_reranking
 from tiprctl.errors import UsageError
+from tiprctl.gallery.places import is_remote
 
 if TYPE_CHECKING:
     from tiprctl.cli.opening import Opened
@@ -59,7 +60,7 @@ def rerank(
 
 
 def _file(hit: Hit) -> Path:
-    if "://" in hit.path:
+    if is_remote(hit.path):
         raise UsageError(
             "Re-ranking reads the images again, which it cannot from an object store",
             where=hit.path,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiprctl.errors import ImageError, InputError
 from tiprctl.gallery.listing import IMAGE_SUFFIXES, ImageFile
+from tiprctl.gallery.places import is_remote
 from tiprctl.images import read_content
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _CREDENTIALS = (
     "Check the address, and the variables that hold the credentials (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."
 )
-
-
-def is_remote(location: str | Path) -> bool:
-    """Whether it is the URI of an object store, not a local path."""
-    return "://" in str(location)
 
 
 def list_objects(uri: str) -> Iterator[ImageFile]:

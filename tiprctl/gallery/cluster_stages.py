@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from tiprctl.errors import ImageError
-from tiprctl.gallery.cluster_sources import gone, is_remote, read_image
+from tiprctl.gallery.cluster_sources import gone, read_image
 from tiprctl.gallery.embedding import content_hash, embed_pixels
 from tiprctl.gallery.engine import faults, lance
 from tiprctl.gallery.listing import Unreadable
+from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import KEY, VECTOR, fill_columns
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.images import load_pixels

@@ -15,6 +15,7 @@ from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import ReadImage
 from tiprctl.gallery.listing import ImageFile
 from tiprctl.gallery.patterns import PathPattern
+from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import KEY, OWN_COLUMNS, check_columns
 from tiprctl.images import exif_time, read_content
 
@@ -163,7 +164,7 @@ class Describer:
 
 def key_of(root: str, path: str) -> str:
     """The path by which a gallery knows an image: absolute, with forward slashes; or its URI."""
-    if "://" in root:
+    if is_remote(root):
         return f"{root.rstrip('/')}/{path}"
     return posixpath.normpath(posixpath.join(root, path))
 

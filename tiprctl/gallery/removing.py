@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiprctl.gallery.expression import compiled
+from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
 
@@ -50,7 +51,7 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
 
 def _key(path: str) -> str:
     """How a gallery spells a path: that of the real folder; the name itself may be a link's."""
-    if "://" in path:
+    if is_remote(path):
         return path
     whole = Path(os.path.abspath(path))
     return (whole.parent.resolve() / whole.name).as_posix()

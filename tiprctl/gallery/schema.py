@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.places import absolute
 from tiprctl.vector_model import VectorModel
 
 FORMAT = 1
@@ -56,10 +56,8 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, model: VectorModel) -> ModelIdentity:
-        place = Path(model.source)
         # Absolute, since a gallery is asked from other folders than it was made in.
-        source = str(place.resolve()) if place.exists() else model.source
-        return cls(model.fingerprint, model.width, model.precision, model.description, source)
+        return cls(model.fingerprint, model.width, model.precision, model.description, absolute(model.source))
 
 
 def new_schema(model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

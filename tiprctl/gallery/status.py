@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tiprctl.gallery.approximate import Tuning, indexed_rows, read_tuning
 from tiprctl.gallery.engine import faults
 from tiprctl.gallery.origins import Remembered, recall
+from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import ModelIdentity, user_columns
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.vector_index import needed
@@ -95,6 +96,6 @@ def read_status(store: GalleryStore) -> Status:
 
 
 def _bytes(uri: str) -> int | None:
-    if "://" in uri:
+    if is_remote(uri):
         return None
     return sum(file.stat().st_size for file in Path(uri).rglob("*") if file.is_file())

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.engine import brief, faults, lance
+from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import (
     KEY,
     VECTOR,
@@ -93,7 +94,7 @@ class GalleryStore:
         uri, schema = _spelt(uri), new_schema(model, columns)
         if not exists(uri):
             with faults(uri, _WRITE):
-                _create_local(Path(uri), schema) if _is_local(uri) else _create_remote(uri, schema)
+                _create_local(Path(uri), schema) if not is_remote(uri) else _create_remote(uri, schema)
         store = cls.open(uri)
         store.check_model(model)
         store.add_columns(columns or {})
@@ -250,7 +251,7 @@ def exists(uri: str | Path) -> bool:
         InputError: the object store cannot be reached.
     """
     uri = _spelt(uri)
-    if _is_local(uri):
+    if not is_remote(uri):
         return any(Path(uri).glob("_versions/*.manifest"))
     try:
         lance().dataset(uri)
@@ -264,17 +265,13 @@ def exists(uri: str | Path) -> bool:
 
 
 def _no_gallery(uri: str) -> InputError:
-    if _is_local(uri) and Path(uri).exists():
+    if not is_remote(uri) and Path(uri).exists():
         return InputError("This is no gallery", where=uri, remedy="Name one that tiprctl index add has made.")
     return InputError("There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}.")
 
 
 def _spelt(uri: str | Path) -> str:
     return str(uri)
-
-
-def _is_local(uri: str) -> bool:
-    return "://" not in uri
 
 
 def _create_local(folder: Path, schema: pa.Schema) -> None:
