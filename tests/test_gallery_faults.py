@@ -99,6 +99,23 @@ def test_two_adders_at_once_make_one_gallery(archive, place):
     assert [one.name for one in place.folder.iterdir() if one.name.startswith(".")] == []
 
 
+def test_two_adders_at_once_add_the_same_column(place):
+    (place.folder / "table.csv").write_text("path,note\n" + "".join(f"{name},{Path(name).name}\n" for name in NAMES))
+    galleries.paint(place.folder / "first", ["first.png"], seed=1)
+    place.index("add", "first")
+    options = ("--metadata", "table.csv")
+    add_columns = Moment("lance:LanceDataset.add_columns", then="wait")
+    both = [place.start_index("add", "crops", *options, at=add_columns) for _ in range(2)]
+    for one in both:
+        one.reached()
+    for one in both:
+        one.line.send(b".")
+    for one in both:
+        assert one.end().document["rows"] == len(NAMES) + 1
+    notes = {Path(path).name: row["note"] for path, row in place.rows().items()}
+    assert notes == {"first.png": None} | {Path(name).name: Path(name).name for name in NAMES}
+
+
 def test_a_reader_beside_an_adder_sees_whole_commits(archive, place):
     adder = place.start_index("add", "crops", at=Moment(PUT, 3, then="wait"))
     adder.reached()

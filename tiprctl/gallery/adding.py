@@ -21,6 +21,7 @@ from tiprctl.gallery.listing import ROWS_AT_ONCE, ImageFile, Listing, Unreadable
 from tiprctl.gallery.metadata import Describer, Unmatched, key_of
 from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.upkeep import settled
 from tiprctl.gallery.work import Work
 from tiprctl.gallery.writing import RowWriter
 from tiprctl.vector_model import VectorModel
@@ -157,7 +158,8 @@ def describe_again(
 
 def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner) -> Inventory:
     store.check_model(model)
-    store.add_columns(manner.describer.types)
+    # Another process may be adding the same columns at this moment.
+    settled(store, lambda: store.add_columns(manner.describer.types))
     store.refresh()
     return Inventory(listing)
 
