@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import ImageError, InputError, UsageError
-from tiprctl.gallery import cluster_commits
+from tiprctl.gallery import cluster_commits, cluster_session
 from tiprctl.gallery.adding import Manner, add
 from tiprctl.gallery.cluster import Layout, add_with_ray
 from tiprctl.gallery.cluster_commits import Committer
@@ -387,3 +387,11 @@ def test_an_object_store_that_does_not_answer_is_named(s3):
 def test_an_object_store_of_no_known_kind_is_named():
     with pytest.raises(InputError, match="cannot be opened"):
         list(list_objects("nosuch://bucket/crops"))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"), [("127.0.0.1:1", "refused"), ("ray://127.0.0.1:1", "refused"), ("head", "HOST:PORT")]
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address, reason):
+    with pytest.raises(UsageError, match=f"cannot be reached: .*{reason}"):
+        cluster_session._start(None, address, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ _QUIET = {
 }
 """Else Ray's native code writes its log into the terminal, and Ray prints on stdout what became of each worker that
 died. All of it is in Ray's log files."""
+
+_PATIENCE = 10.0
+"""Seconds that a cluster has to take a connection."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,12 @@ def _imported() -> ModuleType:
 def _start(ray: ModuleType, address: str | None, cpus: int) -> None:
     settings = {"num_cpus": cpus, "include_dashboard": False} if address is None else {"address": address}
     try:
+        _knock(address)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["no answer"])[0]
         raise UsageError(
-            f"The Ray cluster cannot be reached: {(str(error).splitlines() or ['no answer'])[0]}",
+            f"The Ray cluster cannot be reached: {reason}",
             where=address,
             remedy="Start it (ray start --head), or leave out --address to work on this machine.",
         ) from error
@@ -102,6 +108,15 @@ def _start(ray: ModuleType, address: str | None, cpus: int) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+
+
+def _knock(address: str | None) -> None:
+    """Raise an OSError or a ValueError where nobody listens at a cluster's `HOST:PORT`: Ray itself waits for minutes."""
+    if address not in (None, "auto", "local"):
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not port.isdecimal():
+            raise ValueError("an address is auto, HOST:PORT or ray://HOST:PORT")
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
 
 
 @contextmanager
