@@ -52,7 +52,16 @@ COMMANDS = {
 }
 """Where the functions of the commands are, below `tiprctl.cli`; loaded when they are asked for."""
 
-GROUPS = {"index": "Keep a large gallery of crops searchable."}
+GROUPS = {
+    "index": """Keep a large gallery of crops searchable.
+
+    tiprctl index add crops/ --gallery gallery.lance
+    tiprctl index sync crops/ --gallery gallery.lance
+    tiprctl index status --gallery gallery.lance
+    tiprctl query "woman in red coat" --gallery gallery.lance
+    """
+}
+"""What the help of a group of commands begins with."""
 
 
 class Loading(Mapping[str, Any]):
