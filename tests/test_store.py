@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.engine import ConflictError, EngineError, faults, signs
 from tiprctl.gallery.finding import find
 from tiprctl.gallery.schema import METADATA, ModelIdentity, new_schema
 from tiprctl.gallery.store import GalleryStore, Written
@@ -143,3 +144,34 @@ def test_a_gallery_is_searched_where_it_is(store):
     vectors = {row["path"]: row["vector"] for row in rows("/a", "/b", "/c").to_pylist()}
     found = find(store, np.array([vectors["/b"]], np.float32), 2, where="path != '/a'")[0]
     assert found.rows["path"].to_pylist() == ["/b", "/c"]
+
+
+@pytest.mark.parametrize("name", ["commit conflict", "contention", "Please upgrade Lance"])
+def test_the_name_of_a_gallery_says_nothing_of_its_faults(name, tmp_path):
+    store = GalleryStore.create(tmp_path / name / "g.lance", MODEL)
+    store.put(rows("/a"))
+    for file in (tmp_path / name / "g.lance" / "data").iterdir():
+        file.unlink()
+    with pytest.raises(EngineError, match=r"The gallery.s engine failed: .*Not found") as caught:
+        paths(GalleryStore.open(store.uri))
+    assert type(caught.value) is EngineError
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Retryable commit conflict for version 7: x",
+        "Too many concurrent writers: x",
+        "5 retries due to manifest contention: x",
+        "This transaction was preempted by concurrent transaction 3",
+    ],
+)
+def test_conflicts_of_writers_are_told_from_damage(message):
+    with pytest.raises(ConflictError, match="Other processes are writing"), faults("/g.lance", ""):
+        raise OSError(message)
+
+
+def test_what_is_not_found_is_not_read_from_the_address():
+    error = OSError("Dataset at path photos/not found/g.lance cannot be read: b/photos/not found/g.lance/_versions")
+    assert "not found" not in signs(error, "s3://b/photos/not found/g.lance")
+    assert "not found" in signs(OSError("Dataset at path g.lance was not found"), "s3://b/g.lance")

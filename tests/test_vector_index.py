@@ -16,7 +16,7 @@ from vector_galleries import gallery, names, table, unit
 
 from tiprctl.gallery import approximate, calibration, finding, upkeep, vector_index
 from tiprctl.gallery.approximate import Tuning, read_tuning
-from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.engine import ConflictError, EngineError, faults
 from tiprctl.gallery.finding import find
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.vector_index import needed, optimise
@@ -153,7 +153,7 @@ def test_a_change_is_begun_anew_where_others_were_quicker(store):
         if len(tries) < 3:
             other = GalleryStore.open(store.uri)
             other.put(table([f"/other/{len(tries)}"], unit(1)))
-            raise EngineError("Retryable commit conflict for version 7")
+            raise ConflictError("Retryable commit conflict for version 7")
         return "done"
 
     assert upkeep.settled(store, change) == "done"

@@ -16,7 +16,7 @@ from threading import Thread
 import numpy as np
 import pyarrow as pa
 
-from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.engine import WRITABLE, EngineError, faults
 from tiprctl.gallery.schema import KEY, VECTOR
 from tiprctl.gallery.store import GalleryStore
 
@@ -28,7 +28,6 @@ _BITS = 4
 """A value. Texts are about as far from many crops, which one bit does not tell apart: of the ten best it found 73%
 among twenty rows that were then compared exactly, four bits 99.8% (100,000 rows as in benchmarks/gallery.py)."""
 _REPAIR = "Build the index anew: tiprctl index optimise."
-_SPACE = "Free some space or give access to it, then give the same command again: no row is lost."
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def build(store: GalleryStore) -> Tuning:
     rows = len(store)
     tuning = Tuning(trained_rows=rows, partitions=max(1, isqrt(rows)))
     write_tuning(store, None)
-    with faults(store.uri, _SPACE):
+    with faults(store.uri, WRITABLE):
         store.dataset.create_index(
             VECTOR,
             "IVF_RQ",
@@ -106,12 +105,6 @@ def extend(store: GalleryStore) -> None:
     """Give the rows that the index lacks to its partitions, which stay as they are."""
     with faults(store.uri, _REPAIR):
         store.dataset.optimize.optimize_indices(index_names=[_NAME])
-
-
-def drop(store: GalleryStore) -> None:
-    """Do without the vector index, as where it cannot be read."""
-    with faults(store.uri, _SPACE):
-        store.dataset.drop_index(_NAME)
 
 
 def warm(store: GalleryStore) -> None:

@@ -15,6 +15,7 @@ from textwrap import shorten
 from types import ModuleType
 
 from tiprctl.errors import InputError
+from tiprctl.gallery.places import is_remote
 
 _PLACE = re.compile(r", /\S+\.rs:\d+")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -31,8 +32,10 @@ _CAUSES = {
 }
 """What the system's errors mean, and what to do."""
 _NEWER = ("Please upgrade Lance", "Unknown Lance storage version")
-_OTHERS = ("conflict", "contention", "concurrent transaction")
+_OTHERS = re.compile(r"commit conflict|contention|too many concurrent|concurrent(ly)? (transaction|modif|creat)", re.I)
 _KEPT = "what was committed is kept."
+WRITABLE = f"{_FULL} or give access to it, then give the same command again: {_KEPT}"
+"""The remedy where a gallery cannot be written and nothing tells why."""
 
 
 class EngineError(InputError):
@@ -41,6 +44,10 @@ class EngineError(InputError):
 
 class ObstacleError(EngineError):
     """The system or other processes stand in the way; the gallery itself is sound."""
+
+
+class ConflictError(ObstacleError):
+    """Other processes changed the gallery meanwhile; what was to be done can be begun anew."""
 
 
 @cache
@@ -81,17 +88,30 @@ def brief(error: BaseException) -> str:
     return shorten(message.removeprefix("Invalid user input: ").rstrip("."), 300)
 
 
+def signs(error: BaseException, uri: str) -> str:
+    """Lance's message without the path of the gallery at `uri`, whose words tell nothing of the error."""
+    if is_remote(uri):
+        address = uri.partition("://")[2].strip("/")
+        places = [address, address.partition("/")[2]]
+    else:
+        places = [os.path.abspath(uri).strip("/")]
+    # A path is followed by the file within, or named as such; elsewhere the same words may be Lance's own.
+    named = "|".join(rf"{re.escape(place)}(?=/)|(?<=at path ){re.escape(place)}" for place in places if place)
+    return re.sub(named, "", str(error)) if named else str(error)
+
+
 def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
-    number = getattr(error, "errno", None) or int((_OS_ERROR.findall(str(error)) or [0])[-1])
+    told = signs(error, uri)
+    number = getattr(error, "errno", None) or int((_OS_ERROR.findall(told) or [0])[-1])
     if number in _CAUSES:
         what, first = _CAUSES[number]
         return ObstacleError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
-    if any(sign in str(error) for sign in _NEWER):
+    if any(sign in told for sign in _NEWER):
         what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
         return EngineError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
-    if any(sign in str(error).lower() for sign in _OTHERS):
+    if _OTHERS.search(told):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
-        return ObstacleError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
+        return ConflictError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
     return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)
 
 

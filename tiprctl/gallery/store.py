@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.engine import brief, faults, lance
+from tiprctl.gallery.engine import WRITABLE, brief, faults, lance, signs
 from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import (
     KEY,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
 _READ = "Index its images again, or restore it from a backup."
-_WRITE = "Free some space or give access to it, then give the same command again: what was committed is kept."
 _READ_AHEAD = 1 << 25
 """Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
@@ -93,7 +92,7 @@ class GalleryStore:
         """
         uri, schema = _spelt(uri), new_schema(model, columns)
         if not exists(uri):
-            with faults(uri, _WRITE):
+            with faults(uri, WRITABLE):
                 _create_local(Path(uri), schema) if not is_remote(uri) else _create_remote(uri, schema)
         store = cls.open(uri)
         store.check_model(model)
@@ -180,7 +179,7 @@ class GalleryStore:
         """
         if not len(rows):
             return Written(0, 0)
-        with faults(self.uri, _WRITE):
+        with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
             done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
             return Written(done["num_inserted_rows"], done["num_updated_rows"])
@@ -190,7 +189,7 @@ class GalleryStore:
         if not len(rows):
             return 0
         fields = [self.schema.field(name) for name in rows.column_names]
-        with faults(self.uri, _WRITE):
+        with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_update_all().retry_timeout(_PATIENCE)
             return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
 
@@ -208,7 +207,7 @@ class GalleryStore:
         keys = pa.table({KEY: pa.array(paths, pa.string())})
         if not len(keys):
             return 0
-        with faults(self.uri, _WRITE):
+        with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_delete().retry_timeout(_PATIENCE)
             return merge.execute(keys)["num_deleted_rows"]
 
@@ -229,7 +228,7 @@ class GalleryStore:
                 )
         new = [pa.field(name, kind) for name, kind in columns.items() if name not in known]
         if new:
-            with faults(self.uri, _WRITE):
+            with faults(self.uri, WRITABLE):
                 self.dataset.add_columns(new)
 
     def settings(self) -> dict[str, str]:
@@ -240,7 +239,7 @@ class GalleryStore:
 
     def set_settings(self, values: Mapping[str, str]) -> None:
         """Remember these; others stay."""
-        with faults(self.uri, _WRITE):
+        with faults(self.uri, WRITABLE):
             self.dataset.update_config({SETTING + name: value for name, value in values.items()})
 
 
@@ -256,7 +255,7 @@ def exists(uri: str | Path) -> bool:
     try:
         lance().dataset(uri)
     except (OSError, ValueError) as error:
-        if "not found" in str(error).lower():
+        if "not found" in signs(error, uri).lower():
             return False
         raise InputError(
             f"The gallery cannot be reached: {brief(error)}", where=uri, remedy="Check the address and the credentials."

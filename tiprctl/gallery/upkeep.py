@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.engine import WRITABLE, ConflictError, faults
 from tiprctl.gallery.schema import KEY, user_columns
 from tiprctl.gallery.store import GalleryStore
 
@@ -16,7 +16,6 @@ T = TypeVar("T")
 _KEPT = timedelta(hours=1)
 """How long an old version stays for who reads it."""
 _ATTEMPTS = 5
-_REMEDY = "Free some space or give access to it, then give the same command again: no row is lost."
 
 
 def settled(store: GalleryStore, change: Callable[[], T]) -> T:
@@ -29,9 +28,8 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
         store.refresh()
         try:
             return change()
-        except EngineError as error:
-            if "conflict" not in error.what.lower():
-                raise
+        except ConflictError:
+            continue
     store.refresh()
     return change()
 
@@ -41,7 +39,7 @@ def compact(store: GalleryStore) -> int:
 
     Lance takes the indexes along.
     """
-    with faults(store.uri, _REMEDY):
+    with faults(store.uri, WRITABLE):
         # However few they are: who removes a crop wants its vector gone from the disk.
         done = store.dataset.optimize.compact_files(materialize_deletions_threshold=0.0)
     return done.fragments_removed - done.fragments_added
@@ -50,7 +48,7 @@ def compact(store: GalleryStore) -> int:
 def index_scalars(store: GalleryStore) -> None:
     """Build the indexes that filters are answered from, in place of those that there are."""
     for column, kind in _scalar_indexes(store.schema).items():
-        with faults(store.uri, _REMEDY):
+        with faults(store.uri, WRITABLE):
             store.dataset.create_scalar_index(column, kind, replace=True)
 
 
@@ -65,7 +63,7 @@ def _scalar_indexes(schema: pa.Schema) -> dict[str, str]:
 
 def drop_indexes(store: GalleryStore) -> None:
     """Do without any index."""
-    with faults(store.uri, _REMEDY):
+    with faults(store.uri, WRITABLE):
         for index in store.dataset.describe_indices():
             store.dataset.drop_index(index.name)
 
@@ -75,5 +73,5 @@ def forget_old_versions(store: GalleryStore) -> int:
 
     Versions that seem to come from the future, because the clock was set back since, stay until it has passed them.
     """
-    with faults(store.uri, _REMEDY):
+    with faults(store.uri, WRITABLE):
         return store.dataset.cleanup_old_versions(older_than=_KEPT, error_if_tagged_old_versions=False).bytes_removed
