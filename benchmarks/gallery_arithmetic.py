@@ -167,7 +167,7 @@ def table(found: Sequence[Needs]) -> list[tuple[str, ...]]:
             "cost of either (assumed prices)",
             *(" / ".join(f"{cost:,.0f}" for cost in each.embed_cost) for each in found),
         ),
-        ("index build, core hours", *(" to ".join(f"{hours:,.1f}" for hours in each.build_hours) for each in found)),
+        ("index build, core hours", *(" to ".join(f"{hours:,.2f}" for hours in each.build_hours) for each in found)),
         ("a search on one core, seconds", *(f"{each.search_seconds:,.3f}" for each in found)),
         ("storage a month (assumed price)", *(f"{each.month_cost:,.2f}" for each in found)),
     ]
