@@ -175,3 +175,22 @@ def test_what_is_not_found_is_not_read_from_the_address():
     error = OSError("Dataset at path photos/not found/g.lance cannot be read: b/photos/not found/g.lance/_versions")
     assert "not found" not in signs(error, "s3://b/photos/not found/g.lance")
     assert "not found" in signs(OSError("Dataset at path g.lance was not found"), "s3://b/g.lance")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_path_cannot_be_written_twice_at_once(store, there):
+    if there:
+        store.put(rows("/a"))
+    with pytest.raises(InputError, match="two rows: /a"):
+        store.put(rows("/b", "/a", "/a"))
+    assert paths(store) == ["/a"] * there
+
+
+def test_rows_go_only_as_long_as_they_are_as_told(tmp_path):
+    store = GalleryStore.create(tmp_path / "g.lance", MODEL)
+    store.put(rows("/a", "/b", "/c"))
+    told = store.dataset.to_table(columns=["path", "size"], filter="path != '/c'")
+    GalleryStore.open(tmp_path / "g.lance").put(rows("/b", size=[7]))
+    assert store.remove_unchanged(told) == 1
+    assert paths(store) == ["/b", "/c"]
+    assert store.remove_unchanged(told.slice(0, 0)) == 0

@@ -20,7 +20,7 @@ from tiprctl.gallery.listing import (
     stamp,
     unreadable_for,
 )
-from tiprctl.gallery.metadata import MetadataTable, path_column, read_csv, root_key
+from tiprctl.gallery.metadata import MetadataTable, key_of, path_column, read_csv, root_key
 
 LISTS = (".txt", ".csv", ".parquet")
 
@@ -59,7 +59,7 @@ def read_input(source: Path, *, follow_links: bool = False, allow_empty: bool = 
         paths, columns = _read_list(source)
         # A data set has a row a caption, and so an image several times.
         table = MetadataTable(paths, columns, root_key(source.parent)) if columns is not None else None
-        return Input(name_of(source), _listed(source.parent, list(dict.fromkeys(paths)), source), table)
+        return Input(name_of(source), _listed(source.parent, _distinct(source.parent, paths), source), table)
     if source.is_file():
         raise InputError(
             "This is neither a folder, an image nor a list of images",
@@ -97,6 +97,14 @@ def _read_parquet(file: Path) -> pa.Table:
             "The list is no parquet file, or damaged", where=file, remedy="Write it again, or prepare the data set."
         ) from error
     return table.drop_columns([name for name in table.column_names if name == "caption"])
+
+
+def _distinct(folder: Path, paths: Sequence[str]) -> list[str]:
+    """The paths, each image by the first of its spellings: a gallery has one row of it."""
+    root, first = root_key(folder), {}
+    for path in paths:
+        first.setdefault(key_of(root, path), path)
+    return list(first.values())
 
 
 def _listed(root: Path, paths: Sequence[str], file: Path | None = None) -> Listing:

@@ -175,10 +175,11 @@ class GalleryStore:
         """Add rows, each in place of the one of the same path, where there is one; columns they lack are null.
 
         Raises:
-            EngineError: the gallery cannot be written; nothing of `rows` was.
+            InputError: a path is there twice. EngineError: the gallery cannot be written. Nothing of `rows` was.
         """
         if not len(rows):
             return Written(0, 0)
+        _refuse_doubles(rows[KEY], self.uri)
         with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
             done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
@@ -210,6 +211,18 @@ class GalleryStore:
         with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_delete().retry_timeout(_PATIENCE)
             return merge.execute(keys)["num_deleted_rows"]
+
+    def remove_unchanged(self, rows: pa.Table) -> int:
+        """Take out the rows that are as these say, which others may have renewed meanwhile; how many there were.
+
+        Args:
+            rows: what is compared: the path, and columns beside it, such as the size and the time of the file.
+        """
+        if not len(rows):
+            return 0
+        with faults(self.uri, WRITABLE):
+            merge = self.dataset.merge_insert(rows.column_names).when_matched_delete().retry_timeout(_PATIENCE)
+            return merge.execute(rows)["num_deleted_rows"]
 
     def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
         """Add the user's columns that the gallery has not, null in all rows.
@@ -261,6 +274,14 @@ def exists(uri: str | Path) -> bool:
             f"The gallery cannot be reached: {brief(error)}", where=uri, remedy="Check the address and the credentials."
         ) from error
     return True
+
+
+def _refuse_doubles(paths: pa.ChunkedArray, uri: str) -> None:
+    """Lance would write both, and refuse every later change of theirs."""
+    distinct = paths.value_counts()
+    if len(distinct) < len(paths):
+        double = next(one["values"] for one in distinct.to_pylist() if one["counts"] > 1)
+        raise InputError(f"An image is to have two rows: {double}", where=uri, remedy="Name it once.")
 
 
 def _no_gallery(uri: str) -> InputError:
