@@ -23,8 +23,7 @@ import numpy as np
 from _crops import BLOCK, Crops
 from _report import Report, errors, megabytes, parser, publish, survey, verdict
 
-from tiprctl.gallery.approximate import index_bytes, read_tuning
-from tiprctl.gallery.calibration import LEAST_RECALL
+from tiprctl.gallery.approximate import LEAST_RECALL, index_bytes, read_tuning
 from tiprctl.gallery.finding import find
 from tiprctl.gallery.schema import KEY, ModelIdentity
 from tiprctl.gallery.store import GalleryStore

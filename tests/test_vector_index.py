@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 from vector_galleries import gallery, names, table, unit
 
+from tiprctl.cli import index_session
+from tiprctl.cli.app import app
 from tiprctl.gallery import approximate, calibration, finding, upkeep, vector_index
 from tiprctl.gallery.approximate import Tuning, read_tuning
 from tiprctl.gallery.engine import ConflictError, EngineError, faults
@@ -66,12 +70,54 @@ def test_a_small_gallery_gets_no_vector_index(tmp_path):
     store = gallery(tmp_path, 100)
     done = optimise(store)
     assert (done.rows, done.index, done.tuning) == (100, None, None)
-    assert {index.name for index in store.dataset.describe_indices()} == {
-        "path_idx",
-        "hash_idx",
-        "time_idx",
-        "camera_idx",
-    }
+    assert store.dataset.describe_indices() == []
+
+
+def test_many_small_commits_are_put_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(upkeep, "_SPARE", 4)
+    store = gallery(tmp_path, 100)
+    upkeep.index_scalars(store)  # as of a gallery that was larger
+    for number in range(4):
+        store.put(table([f"/x/{number}"], unit(1, seed=number)))
+    assert needed(store) is None
+    store.put(table(["/x/4"], unit(1)))
+    assert needed(store) == "its 105 rows lie in 6 files"
+    assert index_session.keep_indexed(store) is False
+    assert needed(store) is None
+    assert len(store.dataset.get_fragments()) == 1
+    assert paths(store) == sorted([*names(100), *(f"/x/{number}" for number in range(5))])
+
+
+def test_versions_of_long_ago_are_removed_where_there_are_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(upkeep, "_SPARE", 4)
+    store = gallery(tmp_path, 100)
+    for number in range(6):
+        store.set_settings({"number": str(number)})
+    assert needed(store) is None
+    monkeypatch.setattr(upkeep, "_KEPT", upkeep.timedelta(0))
+    assert needed(store).endswith("versions of long ago")
+    assert index_session.keep_indexed(store) is False
+    assert needed(store) is None
+    assert store.settings() == {"number": "5"} and len(store) == 100
+
+
+def test_many_small_commits_to_a_large_gallery_leave_its_index(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_SPARE", 4)
+    for number in range(10):
+        store.put(table([f"/x/{number}"], unit(1, seed=number)))
+    assert needed(store) == f"its {ROWS + 10:,} rows lie in 11 files"
+    assert index_session.keep_indexed(store) is False
+    assert needed(store) is None
+    assert approximate.indexed_rows(store) == ROWS
+
+
+def test_the_index_of_a_column_is_built_anew_where_it_has_lost_its_rows(store):
+    store.revise(pa.table({"path": names(100), "camera": ["new"] * 100}))
+    assert needed(store) == "1,000 of its 1,000 rows are not in the index of camera"
+    assert index_session.keep_indexed(store) is True
+    assert needed(store) is None
+    store.add_columns({"place": pa.string()})
+    assert needed(store) == "1,000 of its 1,000 rows are not in the index of place"
 
 
 def test_columns_of_the_user_are_indexed(store):
@@ -119,6 +165,19 @@ def test_a_copy_of_a_crop_is_as_good_as_the_crop(tmp_path):
     store = gallery(tmp_path, 1)
     store.put(table(names(ROWS)[::-1], unit(ROWS // 20).repeat(20, axis=0)))
     assert optimise(store).tuning.recall >= 0.98
+
+
+def test_an_index_that_finds_too_little_is_not_used(store, monkeypatch):
+    monkeypatch.setattr(finding, "_SELECTED_ROWS", 100)
+    calibrate = vector_index.calibrate
+    monkeypatch.setattr(vector_index, "calibrate", lambda *given: replace(calibrate(*given), recall=0.9))
+    steps = []
+    assert optimise(store, notes=steps.append).tuning.recall == 0.9
+    assert steps[-1] == "Recall@10 0.900 is less than 0.98: it is searched exactly"
+    assert find(store, unit(1), 3)[0].exact and find(store, unit(1), 3, where="camera = 'even'")[0].exact
+    assert needed(store) is None  # building it again would help no more
+    found = CliRunner().invoke(app, ["index", "status", "--gallery", store.uri])
+    assert "0.900, too little" in found.stdout
 
 
 def test_more_is_probed_for_filters_and_for_deep_rankings():
@@ -210,6 +269,7 @@ def test_old_versions_stay_for_an_hour(store, monkeypatch):
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
+from typer.testing import CliRunner
 from vector_galleries import names, table, unit
 from tiprctl.gallery.store import GalleryStore
 store = GalleryStore.open({uri!r})

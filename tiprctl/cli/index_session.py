@@ -203,14 +203,18 @@ def spell(changes: Changes) -> str:
 
 
 def keep_indexed(store: GalleryStore, model: VectorModel | None = None) -> bool:
-    """Rebuild the index where it is time to, and tell why; whether that was done."""
-    from tiprctl.gallery.vector_index import needed
+    """Put the gallery in order where it is time to, and tell why; whether its index was rebuilt."""
+    from tiprctl.gallery.upkeep import untidy
+    from tiprctl.gallery.vector_index import tidy, unindexed
 
-    reason = needed(store)
-    if reason:
+    if reason := unindexed(store):
         render.note(f"Index: {reason}")
         rebuild(store, model)
-    return bool(reason)
+        return True
+    if reason := untidy(store):
+        render.note(f"Upkeep: {reason}")
+        tidy(store, lambda step: render.note(f"{step} …"))
+    return False
 
 
 def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:

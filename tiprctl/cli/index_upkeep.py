@@ -15,6 +15,7 @@ from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import spell_bytes
 
 if TYPE_CHECKING:
+    from tiprctl.gallery.approximate import Tuning
     from tiprctl.gallery.status import Status
     from tiprctl.gallery.store import GalleryStore
     from tiprctl.vector_model import VectorModel
@@ -91,7 +92,7 @@ def optimise(gallery: GalleryName, device: Device = None, json: Json = False) ->
     if json:
         render.result_json({"gallery": gallery, **asdict(done)})
         return
-    index = f"index {done.index}, recall@10 {done.tuning.recall:.3f}" if done.tuning else "searched exactly, no index"
+    index = f"index {done.index}{_recall(done.tuning)}" if done.tuning else "searched exactly, no index"
     fewer = "1 file" if done.files_joined == 1 else f"{done.files_joined:,} files"
     freed = f"{fewer} fewer, {spell_bytes(done.bytes_freed)} freed"
     render.result_line(f"{gallery}: {done.rows:,} rows; {index}; {freed}")
@@ -132,7 +133,13 @@ def _lines(found: Status) -> list[tuple[str, str]]:
 def _index(found: Status) -> str:
     if found.indexed is None:
         return found.needs or "none needed: every row is compared"
-    recall = f", recall@10 {found.tuning.recall:.3f}" if found.tuning else ""
     missing = f"{found.unindexed_share:.1%} of all rows are not in it" if found.unindexed_share else "no row is missing"
-    state = f"{found.indexed:,} rows, {missing}{recall}"
+    state = f"{found.indexed:,} rows, {missing}{_recall(found.tuning)}"
     return f"{state}; to be brought up to date: {found.needs}" if found.needs else state
+
+
+def _recall(tuning: Tuning | None) -> str:
+    """What was measured of the index, to follow what else is told of it."""
+    if tuning is None or tuning.recall is None:
+        return ""
+    return f", recall@10 {tuning.recall:.3f}" + ("" if tuning.suffices else ", too little: every row is compared")

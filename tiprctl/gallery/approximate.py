@@ -22,6 +22,8 @@ from tiprctl.gallery.store import GalleryStore
 
 CALIBRATED_TOP = 10
 """For how many results a query `Tuning.share` is chosen."""
+LEAST_RECALL = 0.98
+"""What every search by default settings is to reach."""
 _NAME = "vector_idx"
 _SETTING = "vector_index"
 _BITS = 4
@@ -47,6 +49,11 @@ class Tuning:
     share: float = 1.0
     refine: int = 4
     recall: float | None = None
+
+    @property
+    def suffices(self) -> bool:
+        """Whether the recall was measured and is enough; else all rows are compared."""
+        return self.recall is not None and self.recall >= LEAST_RECALL
 
     def deepened(self, wanted: int, selectivity: float) -> Tuning:
         """The same recall for more results, or where a filter leaves the share `selectivity` of the rows.

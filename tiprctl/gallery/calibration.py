@@ -14,10 +14,8 @@ from tiprctl.gallery.exact import ROUNDING, vectors_of
 from tiprctl.gallery.schema import VECTOR
 from tiprctl.gallery.store import GalleryStore
 
-LEAST_RECALL = 0.98
-"""What every search by default settings is to reach."""
 _AIM = 0.995
-"""What is asked of the queries at hand, so that others reach the least."""
+"""What is asked of the queries at hand, so that others reach `LEAST_RECALL`."""
 _QUERIES = 64
 """Of each kind."""
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

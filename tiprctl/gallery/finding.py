@@ -134,6 +134,8 @@ class _Search:
         if matching <= (EXACT_ROWS if matching == total else _SELECTED_ROWS) or indexed_rows(self.store) is None:
             return [None] * len(self.queries)
         tuning, selectivity = read_tuning(self.store), matching / total
+        if tuning is not None and not tuning.suffices:
+            return [None] * len(self.queries)
         return [self._nearest(query, tuning, selectivity, _DEEPEST * matching) for query in self.queries]
 
     def _nearest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,6 +16,10 @@ T = TypeVar("T")
 _KEPT = timedelta(hours=1)
 """How long an old version stays for who reads it."""
 _ATTEMPTS = 5
+_FILE_ROWS = 1 << 20
+"""How many rows Lance keeps in a data file."""
+_SPARE = 32
+"""How many files more than the rows need, and versions of long ago, are let be: joining them rewrites rows."""
 
 
 def settled(store: GalleryStore, change: Callable[[], T]) -> T:
@@ -32,6 +36,25 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
             continue
     store.refresh()
     return change()
+
+
+def untidy(store: GalleryStore) -> str | None:
+    """Why files should be joined or versions removed, a clause for people; None where they need not be."""
+    with faults(store.uri, "Index its images again, or restore it from a backup."):
+        files, rows = len(store.dataset.get_fragments()), len(store)
+        if files - -(-rows // _FILE_ROWS) > _SPARE:
+            return f"its {rows:,} rows lie in {files:,} files"
+        old = sum(version["timestamp"] < datetime.now() - _KEPT for version in store.dataset.versions()[:-1])
+    return f"it keeps {old:,} versions of long ago" if old > _SPARE else None
+
+
+def unindexed_columns(store: GalleryStore) -> dict[str, int]:
+    """The columns that filters are to be answered from, with how many rows the index of each lacks, if any."""
+    rows = len(store)
+    with faults(store.uri, WRITABLE):
+        covered = {index.field_names[0]: index.num_rows_indexed for index in store.dataset.describe_indices()}
+    lacking = {column: rows - covered.get(column, 0) for column in _scalar_indexes(store.schema)}
+    return {column: count for column, count in lacking.items() if count > 0}
 
 
 def compact(store: GalleryStore) -> int:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tiprctl.gallery import upkeep
-from tiprctl.gallery.approximate import Tuning, build, extend, indexed_rows, read_tuning, write_tuning
-from tiprctl.gallery.calibration import LEAST_RECALL, calibrate
+from tiprctl.gallery.approximate import LEAST_RECALL, Tuning, build, extend, indexed_rows, read_tuning, write_tuning
+from tiprctl.gallery.calibration import calibrate
 from tiprctl.gallery.engine import EngineError, ObstacleError
 from tiprctl.gallery.finding import EXACT_ROWS
 from tiprctl.gallery.store import GalleryStore
-from tiprctl.gallery.upkeep import settled
+from tiprctl.gallery.upkeep import settled, untidy
 
 UNINDEXED_SHARE = 0.1
 """The share of rows outside the index from which it is brought up to date: each search compares them all."""
@@ -41,24 +41,52 @@ class Optimised:
 
 
 def needed(store: GalleryStore) -> str | None:
-    """Why the gallery should be optimised, a clause for people; None where it need not be."""
+    """Why the gallery should be put in order, a clause for people; None where it need not be."""
+    return unindexed(store) or untidy(store)
+
+
+def unindexed(store: GalleryStore) -> str | None:
+    """Why its indexes should be built or brought up to date; else it may be untidy, which `tidy` mends in less time."""
     rows = len(store)
     if rows <= EXACT_ROWS:
         return None
     covered = indexed_rows(store)
     if covered is None:
         return f"its {rows:,} rows have no index"
-    if rows - covered > min(EXACT_ROWS, UNINDEXED_SHARE * rows):
+    bearable = min(EXACT_ROWS, UNINDEXED_SHARE * rows)
+    if rows - covered > bearable:
         return f"{rows - covered:,} of its {rows:,} rows are not in the index"
     if read_tuning(store) is None:
         return "its index was not calibrated"
+    for column, lacking in upkeep.unindexed_columns(store).items():
+        if lacking > bearable:
+            return f"{lacking:,} of its {rows:,} rows are not in the index of {column}"
     return None
+
+
+def tidy(store: GalleryStore, notes: Callable[[str], None] = lambda note: None) -> tuple[int, int]:
+    """Join small files and remove old versions: by how many files there are fewer, and the bytes freed.
+
+    A gallery that is searched exactly needs no index, and is rid of those that it had when it was larger: rows inside
+    an index and outside of it cannot be joined.
+
+    Raises:
+        EngineError: the gallery cannot be written, or other writers leave no time; what was done until then stays.
+    """
+    notes("Joining small files")
+    if len(store) <= EXACT_ROWS:
+        settled(store, lambda: upkeep.drop_indexes(store))
+    joined = _without_damage(store, lambda: upkeep.compact(store))
+    notes("Removing old versions")
+    freed = settled(store, lambda: upkeep.forget_old_versions(store))
+    store.refresh()
+    return joined, freed
 
 
 def optimise(
     store: GalleryStore, *, probes: np.ndarray | None = None, notes: Callable[[str], None] = lambda note: None
 ) -> Optimised:
-    """Join small files, build the indexes or bring them up to date, remove old versions.
+    """Join small files, remove old versions, build the indexes of a large gallery or bring them up to date.
 
     Every step is a transaction of its own: killed at any time, the gallery is whole, and the next run goes on. Readers
     keep the version that they have; writers are waited for.
@@ -70,13 +98,12 @@ def optimise(
     Raises:
         EngineError: the gallery cannot be written, or other writers leave no time; what was done until then stays.
     """
-    notes("Joining small files")
-    joined = _without_damage(store, lambda: upkeep.compact(store))
+    joined, freed = tidy(store, notes)
+    if len(store) <= EXACT_ROWS:
+        return Optimised(len(store), joined, None, None, freed)
     notes("Indexing columns")
     settled(store, lambda: upkeep.index_scalars(store))
-    index, tuning = _optimise_vectors(store, probes, notes) if len(store) > EXACT_ROWS else (None, None)
-    notes("Removing old versions")
-    freed = settled(store, lambda: upkeep.forget_old_versions(store))
+    index, tuning = _optimise_vectors(store, probes, notes)
     store.refresh()
     return Optimised(len(store), joined, index, tuning, freed)
 
@@ -106,7 +133,7 @@ def _optimise_vectors(
         except EngineError:
             notes("The vector index cannot be read")
         else:
-            if tuned.recall >= LEAST_RECALL:
+            if tuned.suffices:
                 return "extended", tuned
     notes("Building the vector index")
     return "built", _tune(store, settled(store, lambda: build(store)), probes, notes)
@@ -117,4 +144,6 @@ def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes:
     store.refresh()
     tuned = calibrate(store, tuning, probes)
     settled(store, lambda: write_tuning(store, tuned))
+    if not tuned.suffices:
+        notes(f"Recall@10 {tuned.recall:.3f} is less than {LEAST_RECALL}: it is searched exactly")
     return tuned
