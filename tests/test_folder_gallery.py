@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import lance
 import numpy as np
 import pytest
-from PIL import Image
+from colours import MeanColour, paint, unit
+from galleries import UNPRIVILEGED
 
 from tiprctl.errors import InputError, TiprError
-from tiprctl.gallery import folder, writing
+from tiprctl.gallery import finding, folder, writing
 from tiprctl.gallery.adding import EmbeddingInterrupted
 from tiprctl.gallery.cache import cache_folder
+from tiprctl.gallery.embedding import have_unit_length
 from tiprctl.gallery.folder import kept, open_folder
 from tiprctl.gallery.listing import list_images
-
-
-class MeanColour:
-    """A model that sees the mean colour; it counts what it embeds, and can be told to be interrupted."""
-
-    description = "mean colours"
-    source = "runs/mean"
-    width = 3
-    image_size = (8, 4)
-    precision = "float32"
-
-    def __init__(self, fingerprint: str = "mean", interrupt_at: int | None = None):
-        self.fingerprint = fingerprint
-        self.interrupt_at = interrupt_at
-        self.batches: list[int] = []
-
-    @property
-    def embedded(self) -> int:
-        return sum(self.batches)
-
-    def embed_images(self, pixels: np.ndarray) -> np.ndarray:
-        if self.interrupt_at == len(self.batches):
-            raise KeyboardInterrupt
-        self.batches.append(len(pixels))
-        return _unit(pixels.mean((1, 2)) + 1)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _paint(path, colour):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 8), colour).save(path)
 
 
 @pytest.fixture
@@ -58,7 +29,7 @@ def crops(tmp_path):
     """Ten crops in two folders, each of a colour of its own."""
     root = tmp_path / "crops"
     for number in range(10):
-        _paint(root / ("a" if number % 2 else "b") / f"{number}.png", (20 * number, 100, 100))
+        paint(root / ("a" if number % 2 else "b") / f"{number}.png", (20 * number, 100, 100))
     return root
 
 
@@ -67,7 +38,8 @@ def read(tmp_path):
     """Open a folder with its cache in the test's own folder."""
 
     def call(root, model, **kwargs):
-        return open_folder(list_images(root), model, cache=tmp_path / "cache", **kwargs)
+        listing = list_images(root, follow_links=kwargs.get("follow_links", False))
+        return open_folder(listing, model, cache=tmp_path / "cache", **kwargs)
 
     return call
 
@@ -91,7 +63,7 @@ def test_each_image_has_the_vector_of_its_pixels(crops, read):
     contents = _contents(read(crops, MeanColour()))
     assert sorted(contents) == _listed(crops)
     for path, vector in contents.items():
-        np.testing.assert_allclose(vector, _unit(np.array([[20 * int(path[2]) + 1, 101, 101.0]]))[0], atol=1e-6)
+        np.testing.assert_allclose(vector, unit(np.array([[20 * int(path[2]) + 1, 101, 101.0]]))[0], atol=1e-6)
 
 
 def test_paths_are_shown_below_the_folder_as_it_was_named(crops, read, monkeypatch):
@@ -147,21 +119,21 @@ def test_a_second_query_embeds_nothing_and_sees_the_same(crops, read):
 def test_only_what_is_new_or_changed_is_embedded_and_what_is_gone_is_left_out(crops, read):
     read(crops, MeanColour())
     (crops / "b" / "0.png").unlink()
-    _paint(crops / "a" / "1.png", (255, 0, 0))
+    paint(crops / "a" / "1.png", (255, 0, 0))
     os.utime(crops / "a" / "1.png", ns=(1, 1))
-    _paint(crops / "c" / "new.png", (0, 255, 0))
+    paint(crops / "c" / "new.png", (0, 255, 0))
     model = MeanColour()
     gallery = read(crops, model)
     assert model.embedded == gallery.changes.embedded == 2
     contents = _contents(gallery)
     assert sorted(contents) == _listed(crops)
-    np.testing.assert_allclose(contents["a/1.png"], _unit(np.array([[256, 1, 1.0]]))[0], atol=1e-6)
+    np.testing.assert_allclose(contents["a/1.png"], unit(np.array([[256, 1, 1.0]]))[0], atol=1e-6)
     assert read(crops, MeanColour()).changes.embedded == 0
 
 
 def test_what_cannot_be_looked_at_any_more_is_not_found(crops, read):
     (crops / "link.png").symlink_to(crops / "a" / ".1.png")
-    _paint(crops / "a" / ".1.png", "red")
+    paint(crops / "a" / ".1.png", "red")
     assert len(read(crops, MeanColour()).store) == 11
     (crops / "a" / ".1.png").unlink()
     gallery = read(crops, MeanColour())
@@ -270,6 +242,99 @@ def test_a_damaged_cache_is_built_again_with_a_note(crops, read, tmp_path, damag
     assert (again.changes.embedded, again.notes) == (0, [])
 
 
+@pytest.mark.parametrize("damage", [_truncate, _strange_vectors])
+def test_damage_of_a_gallery_with_an_index_is_told_by_a_sample(crops, read, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(finding, "EXACT_ROWS", 9)
+    monkeypatch.setattr(folder, "_SAMPLE", 5)
+    read(crops, MeanColour())
+    monkeypatch.setattr(
+        folder, "have_unit_length", lambda vectors: sampled.append(len(vectors)) or unit_length(vectors)
+    )
+    sampled, unit_length = [], have_unit_length
+    assert (read(crops, MeanColour()).changes.embedded, sampled) == (0, [5])
+    damage(_dataset(tmp_path))
+    gallery = read(crops, MeanColour())
+    assert gallery.changes.embedded == len(gallery.store) == 10
+    assert "damaged and is built again" in gallery.notes[0]
+
+
+def _newer(*_, **__):
+    raise RuntimeError("Not supported: Unknown Lance storage version: 9.9. Please upgrade Lance")
+
+
+def test_a_cache_of_a_newer_engine_stays_and_the_answer_is_given(crops, read, tmp_path, monkeypatch):
+    read(crops, MeanColour())
+    monkeypatch.setattr(lance, "dataset", _newer)
+    gallery = read(crops, MeanColour())
+    assert (gallery.changes.embedded, gallery.in_memory) == (10, True)
+    assert "written by a newer Lance" in gallery.notes[0]
+    monkeypatch.undo()
+    assert read(crops, MeanColour()).changes.embedded == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such permissions")
+@pytest.mark.parametrize("denied", ["data", "_versions", "."])
+def test_a_cache_that_may_not_be_read_now_stays_and_the_answer_is_given(crops, read, tmp_path, denied):
+    read(crops, MeanColour())
+    part = _dataset(tmp_path) / denied
+    files = sorted(part.rglob("*"))
+    code = (
+        "import sys; from colours import MeanColour\n"
+        "from tiprctl.gallery.folder import open_folder; from tiprctl.gallery.listing import list_images\n"
+        "gallery = open_folder(list_images(sys.argv[1]), MeanColour(), cache=sys.argv[2])\n"
+        "print(gallery.changes.embedded, len(gallery.store), gallery.in_memory, *gallery.notes)"
+    )
+    command = [*UNPRIVILEGED, sys.executable, "-c", code, crops, tmp_path / "cache"]
+    part.chmod(0)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(__file__))
+    finally:
+        part.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("10 10 True Embeddings cannot be kept in")
+    assert sorted(part.rglob("*")) == files
+    assert (read(crops, MeanColour()).changes.embedded, read(crops, MeanColour()).notes) == (0, [])
+
+
+def test_links_that_are_followed_now_and_then_are_embedded_once(crops, read, tmp_path):
+    paint(tmp_path / "elsewhere" / "far.png")
+    (crops / "far").symlink_to(tmp_path / "elsewhere")
+    read(crops, MeanColour())
+    assert read(crops, MeanColour(), follow_links=True).changes.embedded == 11
+    for follow_links, rows in ((False, 10), (True, 11)):
+        gallery = read(crops, MeanColour(), follow_links=follow_links)
+        assert (gallery.changes.embedded, len(gallery.store)) == (0, rows)
+
+
+def _age(kept, days):
+    then = time.time() - 86_400 * days
+    os.utime(kept / "origin.txt", (then, then))
+
+
+@pytest.mark.parametrize(
+    ("days", "gone", "stays"), [(6, True, True), (8, True, False), (8, False, True), (181, False, False)]
+)
+def test_caches_that_were_not_used_for_long_go_when_a_new_one_is_made(crops, read, tmp_path, days, gone, stays):
+    read(crops / "a", MeanColour())
+    old = _dataset(tmp_path)
+    _age(old, days)
+    if gone:
+        (crops / "a").rename(tmp_path / "away")
+    (old.parent / ".discarded-by-a-process-that-was-killed").mkdir()
+    (old.parent / "of another program").mkdir()
+    read(crops, MeanColour())
+    assert old.exists() == stays
+    assert len(list(old.parent.iterdir())) == 2 + stays
+
+
+def test_a_cache_that_is_used_stays(crops, read, tmp_path):
+    read(crops / "a", MeanColour())
+    _age(_dataset(tmp_path), 400)
+    read(crops / "a", MeanColour())
+    read(crops, MeanColour())
+    assert read(crops / "a", MeanColour()).changes.embedded == 0
+
+
 def test_an_interrupt_is_no_damage(crops, read, monkeypatch, tmp_path):
     read(crops, MeanColour())
 
@@ -292,7 +357,7 @@ def test_a_cache_that_cannot_be_made_does_not_cost_the_answer(crops, tmp_path):
 
 def test_a_cache_that_cannot_take_more_does_not_cost_the_answer(crops, read, tmp_path, monkeypatch):
     read(crops, MeanColour())
-    _paint(crops / "new.png", "red")
+    paint(crops / "new.png", "red")
     put = folder.GalleryStore.put
 
     def full(self, rows):
@@ -328,14 +393,6 @@ def test_queries_at_once_over_one_folder_all_answer(crops, read, monkeypatch):
     assert [sorted(contents) for contents in galleries] == [_listed(crops)] * 4
     merged = read(crops, MeanColour())
     assert (merged.changes.embedded, len(merged.store)) == (0, 10)
-
-
-def test_many_small_commits_are_joined(crops, read, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "SECONDS_BETWEEN_COMMITS", 0.0)
-    monkeypatch.setattr(folder, "_MANY_FRAGMENTS", 4)
-    read(crops, MeanColour(), batch_size=1)
-    assert len(lance.dataset(str(_dataset(tmp_path))).get_fragments()) == 1
-    assert read(crops, MeanColour()).changes.embedded == 0
 
 
 def test_progress_counts_every_new_image(crops, read):

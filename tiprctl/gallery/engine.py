@@ -43,7 +43,7 @@ class EngineError(InputError):
 
 
 class ObstacleError(EngineError):
-    """The system or other processes stand in the way; the gallery itself is sound."""
+    """The system, other processes or this program's age stand in the way; the gallery itself is sound."""
 
 
 class ConflictError(ObstacleError):
@@ -108,7 +108,7 @@ def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
         return ObstacleError(what, where=uri, remedy=f"{first}, then give the same command again: {_KEPT}")
     if any(sign in told for sign in _NEWER):
         what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
-        return EngineError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
+        return ObstacleError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
     if _OTHERS.search(told):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
         return ConflictError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")

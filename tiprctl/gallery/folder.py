@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from tiprctl.errors import InputError, TiprError
-from tiprctl.gallery import upkeep
+from tiprctl.gallery import finding
 from tiprctl.gallery.adding import Changes, Manner, Progress, sync
-from tiprctl.gallery.cache import cache_folder
+from tiprctl.gallery.cache import cache_folder, discard, mark_used, prune
 from tiprctl.gallery.embedding import have_unit_length
-from tiprctl.gallery.engine import EngineError, faults
+from tiprctl.gallery.engine import EngineError, ObstacleError, faults
 from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.expression import compiled
 from tiprctl.gallery.listing import Listing
@@ -25,7 +26,8 @@ from tiprctl.gallery.schema import FORMAT, VECTOR, ModelIdentity
 from tiprctl.gallery.store import GalleryStore, exists
 from tiprctl.vector_model import VectorModel
 
-_MANY_FRAGMENTS = 32
+_SAMPLE = 1000
+"""How many vectors of a large gallery are read to tell damage: of each file some."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ def open_folder(
     model: VectorModel,
     *,
     cache: str | Path | None = None,
+    follow_links: bool = False,
     where: str | None = None,
     batch_size: int = 64,
     progress: Progress = lambda total: nullcontext(lambda done: None),
 ) -> FolderGallery:
     """The listed images with their vectors: from the cache where path, size and time are unchanged, else computed.
 
-    What is computed is committed as it comes. A damaged cache is built again; one that cannot be written costs the next
-    query's time, not this one's answer. Several queries may share a cache.
+    What is computed is committed as it comes. A damaged cache is built again; one that cannot be read or written now
+    costs time, not the answer, and stays as it is. Several queries may share a cache.
 
     Args:
+        follow_links: whether the listing does: such have a cache of their own, or who asks now with and now without
+            would have the linked images embedded each time.
         where: an expression that the folder will be asked: it is checked before anything is embedded.
 
     Raises:
@@ -82,7 +87,7 @@ def open_folder(
         TiprError: the model's vectors are unusable.
     """
     notes: list[str] = []
-    store = _opened(_place(listing, model, cache), model, notes)
+    store = _opened(_place(listing, model, cache, follow_links), listing.root, model, notes)
     if where is not None:
         compiled(store, where)
     # What cannot be looked at now must not be found: told of it, `sync` would keep its rows.
@@ -97,60 +102,75 @@ def open_folder(
     changes = replace(changes, unreadable=[*listing.unreadable, *changes.unreadable])
     if not len(store):
         raise _none_readable(listing, changes)
-    _tidy(store)
     return FolderGallery(listing.root, store, changes, notes)
 
 
-def kept(listing: Listing, model: VectorModel, *, cache: str | Path | None = None) -> int:
+def kept(listing: Listing, model: VectorModel, *, cache: str | Path | None = None, follow_links: bool = False) -> int:
     """How many images of the folder the cache has, more or less: they may have changed since."""
     try:
-        return len(GalleryStore.open(_place(listing, model, cache)))
+        return len(GalleryStore.open(_place(listing, model, cache, follow_links)))
     except TiprError:
         return 0
 
 
-def _place(listing: Listing, model: VectorModel, cache: str | Path | None) -> Path:
+def _place(listing: Listing, model: VectorModel, cache: str | Path | None, follow_links: bool) -> Path:
     """Where the cache keeps the folder's gallery: one for each model."""
-    identity = (FORMAT, model.fingerprint, model.width, root_key(listing.root))
+    identity = (FORMAT, model.fingerprint, model.width, root_key(listing.root), follow_links)
     return cache_folder(cache) / "galleries" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.lance"
 
 
-def _opened(place: Path, model: VectorModel, notes: list[str]) -> GalleryStore:
-    """The gallery that is kept there, else a new one; in memory where that place cannot be written."""
-    if exists(place):
-        try:
-            store = GalleryStore.open(place)
-            _check_vectors(store)
-            return store
-        except TiprError as error:
-            notes.append(f"The cache of this gallery was damaged and is built again ({error.what}).")
-            shutil.rmtree(place, ignore_errors=True)
+def _opened(place: Path, root: Path, model: VectorModel, notes: list[str]) -> GalleryStore:
+    """The gallery that is kept there, else a new one; in memory where that place cannot be used."""
     try:
-        return GalleryStore.create(place, ModelIdentity.of(model))
+        store = _known(place, notes) if exists(place) else None
+        if store is None:
+            prune(place.parent)
+            store = GalleryStore.create(place, ModelIdentity.of(model))
+        mark_used(place, root)
+        return store
     except TiprError as error:
         notes.append(_not_kept(error))
         return GalleryStore.in_memory(ModelIdentity.of(model))
 
 
+def _known(place: Path, notes: list[str]) -> GalleryStore | None:
+    """The gallery that is kept there; None once it has been removed, since it is damaged.
+
+    Raises:
+        ObstacleError: it cannot be read now, but nothing is wrong with it.
+    """
+    try:
+        store = GalleryStore.open(place)
+        _check_vectors(store)
+        return store
+    except ObstacleError:
+        raise
+    except TiprError as error:
+        notes.append(f"The cache of this gallery was damaged and is built again ({error.what}).")
+        discard(place)
+        return None
+
+
 def _check_vectors(store: GalleryStore) -> None:
-    """Read what is kept once, since damage is to be found before the answer depends on it."""
-    for batch in store.scan([VECTOR]):
+    """Read what is kept once, since damage is to be found before the answer depends on it.
+
+    Of a gallery that is large enough to be searched through its index, that is a sample.
+    """
+    rows = len(store)
+    if rows <= finding.EXACT_ROWS:
+        batches = store.scan([VECTOR])
+    else:
+        with faults(store.uri, ""):
+            batches = [store.dataset.take(np.linspace(0, rows - 1, _SAMPLE, dtype=int).tolist(), [VECTOR])]
+    for batch in batches:
         if not have_unit_length(vectors_of(batch)):
             raise InputError("it holds vectors that no model gave", where=store.uri)
 
 
-def _tidy(store: GalleryStore) -> None:
-    """Join the files of many small commits; mere housekeeping, which the next query does where it fails."""
-    with suppress(EngineError), faults(store.uri, ""):
-        if len(store.dataset.get_fragments()) > _MANY_FRAGMENTS:
-            for change in (upkeep.compact, upkeep.forget_old_versions):
-                upkeep.settled(store, partial(change, store))
-
-
 def _copied(store: GalleryStore) -> GalleryStore:
-    """The gallery in memory; it was readable when it was opened."""
+    """The gallery in memory; what cannot be read of it is computed again."""
     copy = GalleryStore.in_memory(store.identity)
-    with faults(store.uri, "Remove it: it is built again."):
+    with suppress(EngineError), faults(store.uri, ""):
         copy.put(store.dataset.to_table())
     return copy
 
