@@ -370,6 +370,22 @@ def test_a_path_can_be_excluded_as_it_is_printed_whatever_is_in_it(embedder, cro
     assert done.stdout.splitlines() == paths[2:]
 
 
+@pytest.mark.parametrize("form", ["crops/[old]", "crops/[old]/", "./crops/[old]", "[old]", "{root}/crops/[old]"])
+def test_a_folder_can_be_excluded_whatever_is_in_its_name(embedder, crops, tmp_path, form):
+    (crops / "[old]").mkdir()
+    (crops / "o").mkdir()
+    for folder in ("[old]", "o"):
+        Image.new("RGB", (4, 8), "red").save(crops / folder / "1.png")
+    model = embedder
+    sync(GalleryStore.create("g.lance", ModelIdentity.of(model)), list_images(crops), model)
+    for gallery in ("crops", "g.lance"):
+        paths = run("red", "--gallery", gallery, "--plain", "--exclude", form.format(root=tmp_path)).stdout
+        assert "[old]" not in paths
+        assert "blue.png" in paths
+    # A pattern stays one.
+    assert "crops/o/1.png" not in run("red", "--gallery", "crops", "--plain", "--exclude", "crops/[op]/*").stdout
+
+
 @pytest.mark.parametrize("gallery", ["crops", "g.lance"])
 def test_an_image_alone_and_with_texts(embedder, galleries, gallery):
     files = galleries[gallery]

@@ -137,7 +137,8 @@ def test_an_image_that_is_missing_or_damaged_is_named(tmp_path):
         ("q.txt", '\ufeffred coat\n\n  blue, "long" coat \n'),
         ("q", 'red coat\r\nblue, "long" coat'),
         ("q.csv", 'id,query\n1,red coat\n2," blue, ""long"" coat"\n3,\n4\n'),
-        ("q.CSV", 'sentence,id\nred coat,1\n"blue, ""long"" coat",2\n'),
+        ("q.csv", 'Id, Query\n1,red coat\n2,"blue, ""long"" coat"\n'),
+        ("q.CSV", 'red coat,1\n\n"blue, ""long"" coat",2\n'),
         ("q.jsonl", '"red coat"\n\n{"id": 2, "query": "blue, \\"long\\" coat"}\n'),
     ],
 )

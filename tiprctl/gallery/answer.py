@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,11 @@ def answer(store: GalleryStore, queries: np.ndarray, request: Request) -> list[A
     ]
 
 
-def patterns(given: str) -> tuple[str, str]:
+def patterns(given: str) -> tuple[str, ...]:
     """What a user's path, or pattern of paths, means to `finding.find`: it, and all below it.
 
-    One that begins with a point is meant from the working folder.
+    One that begins with a point is meant from the working folder. Since a folder's name may hold what stands for others
+    in patterns, `[old]`, all below the folder of that very name is among them.
 
     Raises:
         UsageError: it is empty.
@@ -108,7 +110,7 @@ def patterns(given: str) -> tuple[str, str]:
         )
     folder, name = os.path.split(given.rstrip("/"))
     whole = (Path(folder).resolve() / name).as_posix() if given.startswith(".") else given.rstrip("/")
-    return whole, f"{whole}/*"
+    return tuple(dict.fromkeys((whole, f"{whole}/*", f"{escape(whole)}/*")))
 
 
 def _find(store: GalleryStore, queries: np.ndarray, request: Request, top: int) -> list[Found]:

@@ -85,8 +85,8 @@ def make_wishes(
 
 
 def read_queries(file: Path) -> list[str]:
-    """The descriptions of a file: a line each; of .csv the column `query`, or the first; of .jsonl texts, or objects
-    with `query`.
+    """The descriptions of a file: a line each; of .csv the column `query`, or, where no line names the columns so, what
+    each line begins with; of .jsonl texts, or objects with `query`.
 
     Raises:
         InputError: it cannot be read, is not UTF-8, holds no description, or one that is no text.
@@ -178,13 +178,15 @@ def _lines(content: str, file: Path) -> Iterator[str]:
 
 def _csv_queries(content: str, file: Path) -> Iterator[str]:
     try:
-        header, *rows = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
+        rows = list(csv.reader(io.StringIO(content, newline="")))
     except csv.Error as error:
         raise InputError(
             f"The file of queries is no CSV: {error}", where=file, remedy="Save it as CSV again."
         ) from error
-    column = header.index(_QUERY) if _QUERY in header else 0
-    return (row[column].strip() for row in rows if len(row) > column)
+    names = [name.strip().lower() for name in rows[0]] if rows else []
+    # A line of other names cannot be told from a description, which is not to be lost.
+    column, first = (names.index(_QUERY), 1) if _QUERY in names else (0, 0)
+    return (row[column].strip() for row in rows[first:] if len(row) > column)
 
 
 def _json_queries(content: str, file: Path) -> Iterator[str]:
