@@ -445,3 +445,108 @@ def test_work_is_handed_out_once_whatever_happens_to_the_rest():
     work.go_elsewhere()
     assert work.keep(np.arange(600, 1000)) == 44
     assert sorted(image.size for image in stream) == list(range(600, 1000, 2))
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["new", "full"])
+def test_an_image_that_a_list_spells_in_several_ways_has_one_row(crops, store, tmp_path, full):
+    if full:
+        add(store, list_images(crops), MeanColour())
+    file = tmp_path / "list.txt"
+    file.write_text(f"crops/a/0.png\n./crops/a/0.png\n{crops}/b/../a/0.png\n{crops}/b/1.png\n")
+    listing = read_input(file).listing
+    assert [image.path for image in listing.images] == sorted(["crops/a/0.png", f"{crops}/b/1.png"])
+    for number in (0, 1):
+        paint(crops / "a" / "0.png", "green")
+        os.utime(crops / "a" / "0.png", (number, number))
+        add(store, listing, MeanColour())
+        assert len(rows(store)) == (10 if full else 2)
+
+
+def replace_all(crops: Path, number: int, size: int = 0) -> None:
+    """Other images in place of the folder's: files that say nothing of their content by their size, or do."""
+    shutil.rmtree(crops)
+    for place in range(number):
+        paint(crops / "c" / f"{place}.png", (3, 7, 100 + place))
+        with (crops / "c" / f"{place}.png").open("ab") as file:
+            file.write(bytes(size))
+
+
+@pytest.mark.parametrize("size", [0, 100], ids=["of the same size", "of another size"])
+@pytest.mark.parametrize("number", [6, 30])
+def test_other_images_in_a_folders_place_do_not_excuse_those_that_are_gone(crops, store, number, size):
+    """As where a disk is not mounted, and the folder below it is not empty."""
+    add(store, list_images(crops), MeanColour())
+    replace_all(crops, number, size)
+    for _ in range(2):
+        model = MeanColour()
+        with pytest.raises(UsageError, match="10 of the 10 images"):
+            sync(store, list_images(crops), model)
+        assert model.embedded == 0
+    assert len(rows(store)) == 10
+    assert sync(store, list_images(crops), MeanColour(), drop_many=True).removed == 10
+
+
+def test_sync_keeps_a_row_whose_file_came_after_the_listing(crops, store):
+    """Another process adds it, before this one looks at the rows and while it embeds."""
+    add(store, list_images(crops), MeanColour())
+    (crops / "a" / "0.png").unlink()
+    paint(crops / "a" / "new.png", "blue")
+    listing = list_images(crops)
+    paint(crops / "b" / "early.png", "green")
+    add(GalleryStore.open(store.uri), list_images(crops / "b"), MeanColour())
+
+    class Overtaken(MeanColour):
+        def embed_images(self, pixels):
+            paint(crops / "a" / "0.png", "white")
+            add(GalleryStore.open(store.uri), list_images(crops / "a"), MeanColour())
+            return super().embed_images(pixels)
+
+    assert sync(store, listing, Overtaken()).removed == 0
+    assert {"b/early.png", "a/0.png", "a/new.png"} <= set(rows(store))
+    assert len(rows(store)) == 12
+
+
+def test_sync_keeps_a_row_that_another_process_renewed_and_whose_file_went_again(crops, store, monkeypatch):
+    add(store, list_images(crops), MeanColour())
+    (crops / "a" / "0.png").unlink()
+    paint(crops / "a" / "new.png", "blue")
+
+    class Overtaken(MeanColour):
+        def embed_images(self, pixels):
+            paint(crops / "a" / "0.png", "white")
+            os.utime(crops / "a" / "0.png", (7, 7))
+            add(GalleryStore.open(store.uri), list_images(crops / "a"), MeanColour())
+            (crops / "a" / "0.png").unlink()
+            return super().embed_images(pixels)
+
+    assert sync(store, list_images(crops), Overtaken()).removed == 0
+    assert rows(store, "mtime_ns")["a/0.png"] == (7 * 10**9,)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_row_that_another_process_committed_outlives_a_failed_reading(crops, store, known):
+    """The file is half-written when this process reads it, and whole when the other one does."""
+    if known:
+        add(store, list_images(crops), MeanColour())
+    else:
+        add(store, list_images(crops / "b"), MeanColour())
+    (crops / "a" / "0.png").write_bytes(b"half")
+
+    class Overtaken(MeanColour):
+        def embed_images(self, pixels):
+            paint(crops / "a" / "0.png", "white")
+            add(GalleryStore.open(store.uri), list_images(crops / "a"), MeanColour())
+            return super().embed_images(pixels)
+
+    paint(crops / "a" / "z.png", "green")
+    changes = add(store, list_images(crops), Overtaken(), Manner(batch_size=1, workers=1))
+    assert [one.path for one in changes.unreadable] == ["a/0.png"]
+    assert changes.removed == 0
+    assert "a/0.png" in rows(store)
+
+
+def test_a_file_with_a_wrong_clock_has_its_row(crops, store):
+    for name, moment in (("0", 1e10), ("2", -1e10)):
+        os.utime(crops / "a" / f"{name}.png", (moment, moment))
+    assert counts(add(store, list_images(crops), MeanColour())) == {"images": 10, "added": 10}
+    assert counts(sync(store, list_images(crops), MeanColour())) == {"images": 10, "unchanged": 10}

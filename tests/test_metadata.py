@@ -14,8 +14,9 @@ from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import ReadImage
 from tiprctl.gallery.listing import ImageFile
-from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable, key_of
+from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.patterns import PathPattern
+from tiprctl.gallery.places import key_of
 from tiprctl.images import exif_time
 
 
@@ -176,3 +177,8 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, kind, what):
 def test_keys_are_absolute_and_plain():
     assert key_of("/crops", "a/../b.jpg") == "/crops/b.jpg"
     assert key_of("/crops", "/else/b.jpg") == "/else/b.jpg"
+
+
+def test_a_file_from_no_day_there_is_has_no_time():
+    image = ReadImage(ImageFile("1.jpg", 1, 10**21), "00")
+    assert Describer()._time("/x/1.jpg", image) is None

@@ -160,16 +160,14 @@ def load_model(request: Request, store: GalleryStore | None) -> VectorModel:
 
 
 def root_of(listing: Listing) -> str:
-    from tiprctl.gallery.metadata import root_key
+    from tiprctl.gallery.places import root_key
 
     return root_key(listing.root)
 
 
 def warn_of_rows_beside(file: str, table: MetadataTable, listing: Listing) -> None:
     """Tell of rows of the table of metadata whose image is not there."""
-    from tiprctl.gallery.comparing import Inventory
-
-    beside = table.beside(Inventory(listing).listed)
+    beside = table.beside(listing.keys)
     if beside:
         more = f" and {len(beside) - 1:,} more" if len(beside) > 1 else ""
         render.warning(f"{file} has rows of images that are not there: {beside[0]}{more}.")

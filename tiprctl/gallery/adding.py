@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiprctl.errors import UsageError
 from tiprctl.gallery.comparing import Comparison, Inventory
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import embed_images
+from tiprctl.gallery.gone import refuse_great_loss, still_gone
 from tiprctl.gallery.listing import ROWS_AT_ONCE, ImageFile, Listing, Unreadable
-from tiprctl.gallery.metadata import Describer, Unmatched, key_of
-from tiprctl.gallery.schema import KEY
+from tiprctl.gallery.metadata import Describer, Unmatched
+from tiprctl.gallery.places import key_of
+from tiprctl.gallery.schema import KEY, STAMP
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.upkeep import settled
 from tiprctl.gallery.work import Work
@@ -111,7 +115,8 @@ def sync(
     """As `add`, and take out the rows of files that are no more in the listed folder.
 
     A file that moved takes its vector along, and one whose time changed keeps it, by the hash of its content. What
-    could not be looked at, below an unreadable folder, is not taken to be gone.
+    could not be looked at, below an unreadable folder, is not taken to be gone; nor is what came, or was added anew by
+    another process, since the folder was listed.
 
     Args:
         drop_many: without it, a folder that lost more than half of its images is refused: it may not be mounted.
@@ -121,15 +126,10 @@ def sync(
     """
     inventory = _prepared(store, listing, model, manner)
     comparison = inventory.compare(store)
-    lost = len(comparison.gone) - len(comparison.new)
-    if lost * 2 > comparison.rows and not drop_many:
-        raise UsageError(
-            f"{lost:,} of the {comparison.rows:,} images that the gallery has of this folder are no more",
-            where=listing.root,
-            remedy="Is it mounted, and the right one? If they are to be dropped from the gallery, say so with --yes.",
-        )
+    if not drop_many:
+        refuse_great_loss(listing, comparison)
     changes = _Bringing(store, inventory, comparison, model, manner).run()
-    changes.removed += store.remove(comparison.gone)
+    changes.removed += store.remove_unchanged(still_gone(comparison))
     return changes
 
 
@@ -242,10 +242,11 @@ class _Bringing:
         return skipped
 
     def _finished(self) -> Changes:
-        """The changes, once the rows of files that cannot be read any more are out."""
+        """The changes, once the rows of files that cannot be read any more are out, unless others have renewed them."""
         changes, written = self.changes, self.writer.written
         changes.added, changes.updated, changes.reused = written.inserted, written.updated, self.writer.reused
         changes.unreadable = [*self.inventory.listing.unreadable, *self.failed]
-        if self.comparison.rows:
-            changes.removed = self.store.remove(key_of(self.inventory.root, one.path) for one in self.failed)
+        failed = pa.array([key_of(self.inventory.root, one.path) for one in self.failed], pa.string())
+        stale = self.comparison.stale
+        changes.removed = self.store.remove_unchanged(stale.filter(pc.is_in(stale[KEY], failed)).select(STAMP))
         return changes

@@ -19,7 +19,8 @@ from tiprctl.gallery.cluster_stages import Decode, Embed, Write, unreadable_of
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import ReadImage
 from tiprctl.gallery.listing import ImageFile
-from tiprctl.gallery.metadata import Describer, key_of
+from tiprctl.gallery.metadata import Describer
+from tiprctl.gallery.places import key_of
 from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
 from tiprctl.vector_model import VectorModel

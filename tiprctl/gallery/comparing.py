@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.listing import Listing
-from tiprctl.gallery.metadata import key_of, root_key
+from tiprctl.gallery.places import key_of
 from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
+
+_ROW = (KEY, "size", "mtime_ns", "hash")
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,16 @@ class Comparison:
         new: places in the listing of the images that have no row.
         changed: places of those whose row is of another size or time.
         rows: how many rows the folder has, or the list.
-        gone: the paths of rows whose file is no more.
+        gone: path, size, time and hash of the rows whose file is no more.
+        stale: the same of the rows of `changed`.
         reusable: hashes of contents whose row is out of date, so that a file with such a content takes its vector.
     """
 
     new: np.ndarray
     changed: np.ndarray
     rows: int
-    gone: list[str]
+    gone: pa.Table
+    stale: pa.Table
     reusable: DigestSet
 
     @property
@@ -42,46 +46,42 @@ class Comparison:
 
 
 class Inventory:
-    """A listing, ready to be compared with a gallery as often as it changes.
-
-    It takes 24 bytes an image beside the listing, and a row takes none.
-
-    Attributes:
-        listing: the images. root: the real path of their folder.
-        listed: the paths by which the gallery knows them.
-    """
+    """A listing, ready to be compared with a gallery as often as it changes; a row takes no memory unless its file
+    changed or is gone."""
 
     def __init__(self, listing: Listing):
         self.listing = listing
-        self.root = root_key(listing.root)
-        self.listed = DigestSet(self.keys())
+        self.root = listing.root_key
         self._sizes, self._times = (listing.images.table[name].to_numpy() for name in ("size", "mtime_ns"))
         self._unlooked = {key_of(self.root, one.path) for one in listing.unreadable}
 
-    def keys(self, places: np.ndarray | None = None) -> Iterator[str]:
-        """The paths by which the gallery knows the images, or those at these places."""
-        images = self.listing.images if places is None else self.listing.images.take(places)
-        return (key_of(self.root, path) for path in images.paths)
+    def keys(self, places: np.ndarray) -> Iterator[str]:
+        """The paths by which the gallery knows the images at these places."""
+        return (key_of(self.root, path) for path in self.listing.images.take(places).paths)
 
     def compare(self, store: GalleryStore) -> Comparison:
         """What the gallery's version has of the images."""
         known, same = (np.zeros(len(self.listing.images), bool) for _ in range(2))
-        outdated: list[pa.Array] = []
-        gone: list[str] = []
+        schema = pa.schema([store.schema.field(name) for name in _ROW])
+        gone, stale, unlooked = ([] for _ in range(3))
         rows = 0
-        for batch in store.scan([KEY, "size", "mtime_ns", "hash"]):
-            batch = self._near(batch)
-            places = self.listed.find(batch[KEY].to_pylist())
+        for batch in store.scan(_ROW):
+            batch = self._near(batch).select(_ROW)
+            places = self.listing.keys.find(batch[KEY].to_pylist())
             fresh = self._fresh(batch, places)
             known[places[places >= 0]] = True
             same[places[fresh]] = True
             absent = (places < 0) & self.listing.whole
-            lost = [path for path in batch[KEY].filter(pa.array(absent)).to_pylist() if self._is_gone(path)]
-            gone += lost
+            lost = absent.copy()
+            lost[absent] = [self._is_gone(path) for path in batch[KEY].filter(pa.array(absent)).to_pylist()]
+            for kept, which in ((gone, lost), (stale, (places >= 0) & ~fresh), (unlooked, absent & ~lost)):
+                kept.append(batch.filter(pa.array(which)))
             rows += int((absent | (places >= 0)).sum())
-            outdated.append(batch["hash"].filter(pa.array((absent | (places >= 0)) & ~fresh)).drop_null())
-        reusable = DigestSet(text for hashes in outdated for text in hashes.to_pylist())
-        return Comparison(np.flatnonzero(~known), np.flatnonzero(known & ~same), rows, gone, reusable)
+        reusable = DigestSet(
+            text for some in (*gone, *stale, *unlooked) for text in some["hash"].drop_null().to_pylist()
+        )
+        gone, stale = (pa.Table.from_batches(some, schema) for some in (gone, stale))
+        return Comparison(np.flatnonzero(~known), np.flatnonzero(known & ~same), rows, gone, stale, reusable)
 
     def _near(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows below the folder; of a list, which may lead anywhere, all."""

@@ -21,7 +21,7 @@ from tiprctl.gallery.engine import EngineError, ObstacleError, faults
 from tiprctl.gallery.exact import vectors_of
 from tiprctl.gallery.expression import compiled
 from tiprctl.gallery.listing import Listing
-from tiprctl.gallery.metadata import key_of, root_key
+from tiprctl.gallery.places import key_of, root_key
 from tiprctl.gallery.schema import FORMAT, VECTOR, ModelIdentity
 from tiprctl.gallery.store import GalleryStore, exists
 from tiprctl.vector_model import VectorModel

@@ -17,10 +17,10 @@ from tiprctl.gallery.listing import (
     Listing,
     Unreadable,
     list_images,
-    stamp,
     unreadable_for,
 )
-from tiprctl.gallery.metadata import MetadataTable, key_of, path_column, read_csv, root_key
+from tiprctl.gallery.metadata import MetadataTable, path_column, read_csv
+from tiprctl.gallery.places import key_of, root_key
 
 LISTS = (".txt", ".csv", ".parquet")
 
@@ -110,7 +110,7 @@ def _distinct(folder: Path, paths: Sequence[str]) -> list[str]:
 def _listed(root: Path, paths: Sequence[str], file: Path | None = None) -> Listing:
     """The images at these paths, below `root` or absolute."""
     unreadable: list[Unreadable] = []
-    images = Images.of(_stamped(root, paths, unreadable))
+    images = Images.of(_images(root, paths, unreadable))
     if not len(images):
         what = f"None of the {len(paths):,} images is there" if paths else "There is no image in the list"
         first = f" The first is looked for at {root / paths[0]}." if paths else ""
@@ -118,10 +118,10 @@ def _listed(root: Path, paths: Sequence[str], file: Path | None = None) -> Listi
     return Listing(root, images, unreadable, whole=False)
 
 
-def _stamped(root: Path, paths: Sequence[str], unreadable: list[Unreadable]) -> Iterator[ImageFile]:
+def _images(root: Path, paths: Sequence[str], unreadable: list[Unreadable]) -> Iterator[ImageFile]:
     for path in paths:
         try:
-            yield stamp(path, os.stat(root / path))
+            yield ImageFile.of(path, os.stat(root / path))
         except FileNotFoundError:
             unreadable.append(Unreadable(path, "there is no such file"))
         except OSError as error:

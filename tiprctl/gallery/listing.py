@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -13,11 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from tiprctl.errors import InputError
+from tiprctl.gallery.digests import DigestSet
+from tiprctl.gallery.places import key_of, root_key
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
 
 ROWS_AT_ONCE = 8192
+_LATEST_NS = 2**63 - 1
+"""In the year 2262."""
 
 
 class ImageFile(NamedTuple):
@@ -26,6 +31,11 @@ class ImageFile(NamedTuple):
     path: str
     size: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str, status: os.stat_result) -> ImageFile:
+        """A file as it is now; a time that a wrong clock gave is brought to what 64 bits hold."""
+        return cls(path, status.st_size, max(-_LATEST_NS, min(status.st_mtime_ns, _LATEST_NS)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,16 @@ class Listing:
     unreadable: list[Unreadable]
     whole: bool = True
 
+    @cached_property
+    def root_key(self) -> str:
+        """The folder as a gallery knows it."""
+        return root_key(self.root)
+
+    @cached_property
+    def keys(self) -> DigestSet:
+        """The paths by which a gallery knows the images, at the images' places."""
+        return DigestSet(key_of(self.root_key, path) for path in self.images.paths)
+
 
 def list_images(root: str | Path, *, follow_links: bool = False, allow_empty: bool = False) -> Listing:
     """The images in a folder and below it, in path order; hidden files and folders are skipped.
@@ -116,11 +136,6 @@ def list_images(root: str | Path, *, follow_links: bool = False, allow_empty: bo
     return Listing(root, images, unreadable)
 
 
-def stamp(path: str, status: os.stat_result) -> ImageFile:
-    """A file as it is now."""
-    return ImageFile(path, status.st_size, status.st_mtime_ns)
-
-
 def unreadable_for(path: str, error: OSError | UnicodeEncodeError) -> Unreadable:
     """Why a file could not be looked at."""
     if isinstance(error, UnicodeEncodeError):
@@ -138,19 +153,19 @@ def _images(root: Path, follow_links: bool, unreadable: list[Unreadable]) -> Ite
     for entry, path, target in walk:
         if entry.is_symlink():
             links.append((path, target, entry))
-        elif image := _stamped(entry, path, unreadable):
+        elif image := _image(entry, path, unreadable):
             yield image
     for path, target, entry in sorted(links, key=lambda link: link[0]):
-        image = _stamped(entry, path, unreadable)
+        image = _image(entry, path, unreadable)
         if image and walk.may_lead_to(path, target) and not walk.lists(target):
             linked.setdefault(target, image)
     yield from linked.values()
 
 
-def _stamped(entry: os.DirEntry[str], path: str, unreadable: list[Unreadable]) -> ImageFile | None:
+def _image(entry: os.DirEntry[str], path: str, unreadable: list[Unreadable]) -> ImageFile | None:
     try:
         path.encode()
-        return stamp(path, entry.stat())
+        return ImageFile.of(path, entry.stat())
     except (OSError, UnicodeEncodeError) as error:
         unreadable.append(unreadable_for(path, error))
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.embedding import ReadImage
 from tiprctl.gallery.listing import ImageFile
 from tiprctl.gallery.patterns import PathPattern
-from tiprctl.gallery.places import is_remote
+from tiprctl.gallery.places import key_of
 from tiprctl.gallery.schema import KEY, OWN_COLUMNS, check_columns
 from tiprctl.images import exif_time, read_content
 
@@ -157,21 +156,17 @@ class Describer:
             # It has a row, which stays until the image is brought up to date.
             return None
 
-    def _time(self, key: str, image: ReadImage) -> datetime:
+    def _time(self, key: str, image: ReadImage) -> datetime | None:
         told = self.time.read(key) if isinstance(self.time, PathPattern) else image.taken
-        return told or datetime.fromtimestamp(image.file.mtime_ns / 1e9)
+        return told or _local_time(image.file.mtime_ns)
 
 
-def key_of(root: str, path: str) -> str:
-    """The path by which a gallery knows an image: absolute, with forward slashes; or its URI."""
-    if is_remote(root):
-        return f"{root.rstrip('/')}/{path}"
-    return posixpath.normpath(posixpath.join(root, path))
-
-
-def root_key(root: Path) -> str:
-    """Where the images of a listing are: the real folder, so that two names for it are one."""
-    return root.resolve().as_posix()
+def _local_time(mtime_ns: int) -> datetime | None:
+    """A file's time on the wall clock here; None where the clock that gave it was so wrong that there is no such day."""
+    try:
+        return datetime.fromtimestamp(mtime_ns / 1e9)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def read_csv(file: Path) -> pa.Table:

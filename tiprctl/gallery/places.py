@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,3 +24,15 @@ def parents(place: str) -> Iterator[str]:
         # Those of a relative path end with a folder of no name.
         if str(folder) != ".":
             yield f"{scheme}{mark}{folder}"
+
+
+def key_of(root: str, path: str) -> str:
+    """The path by which a gallery knows an image: absolute, with forward slashes; or its URI."""
+    if is_remote(root):
+        return f"{root.rstrip('/')}/{path}"
+    return posixpath.normpath(posixpath.join(root, path))
+
+
+def root_key(root: Path) -> str:
+    """Where the images of a listing are: the real folder, so that two names for it are one."""
+    return root.resolve().as_posix()

@@ -34,6 +34,8 @@ OWN_COLUMNS = {
 
 The user's columns follow.
 """
+STAMP = [KEY, "size", "mtime_ns"]
+"""What tells whether a row is of a file as it is."""
 
 
 @dataclass(frozen=True)
