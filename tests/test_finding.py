@@ -13,6 +13,7 @@ from vector_galleries import MODEL, WIDTH, best, gallery, names, table, unit
 
 from tiprctl.errors import UsageError
 from tiprctl.gallery import exact, finding, vector_index
+from tiprctl.gallery.engine import EngineError
 from tiprctl.gallery.expression import compiled
 from tiprctl.gallery.finding import find
 from tiprctl.gallery.store import GalleryStore
@@ -232,7 +233,8 @@ def test_strings_are_times_where_times_are_compared(where, rows, small):
         ("time > 'yesterday'", "Error parsing timestamp from 'yesterday'"),
         ("camera in (select path from t)", "not supported"),
         ("", "Expected: an expression"),
-        ("(" * 5000, "Error parsing"),
+        ("1/0 = 1", "Divide by zero"),
+        ("cast(camera as int) = 1", "Cast error"),
     ],
 )
 def test_an_expression_that_cannot_be_read_is_told_in_two_lines(where, told, small):
@@ -242,6 +244,37 @@ def test_an_expression_that_cannot_be_read_is_told_in_two_lines(where, told, sma
     assert len(str(caught.value).splitlines()) == 2
     assert "The columns are path, hash, size, mtime_ns, time, camera" in caught.value.remedy
     assert "an example: \"camera = 'cam_a'" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "where, told",
+    [
+        ("(" * 5000, "The expression is too long: 5,000 names"),
+        ("(camera = 'even'", "parentheses of the expression \"(camera = 'even'\" do not match"),
+        ("camera = 'even') or (true", "do not match"),
+        ("camera = 'even') or (true /* ( */ -- )(", "do not match"),
+        ("\"time\" > '2026-11-01'", '"time" in double quotes is a text, not the column time'),
+        ('camera = "Camera"', '"Camera" in double quotes is a text'),
+    ],
+)
+def test_an_expression_that_reads_otherwise_than_it_looks_is_refused(where, told, small):
+    with pytest.raises(UsageError) as caught:
+        find(small, unit(1), 3, where=where)
+    assert told in caught.value.what
+    assert caught.value.where == "--where"
+
+
+def test_parentheses_count_neither_in_texts_nor_in_comments(small):
+    assert small.count(compiled(small, "(camera = 'even)') or camera = \"odd(\" -- :)")) == 0
+    assert small.count(compiled(small, "(camera /* :( */ = 'even')")) == 1500
+
+
+def test_a_damaged_gallery_is_not_the_fault_of_an_expression(tmp_path):
+    store = gallery(tmp_path, 20)
+    for file in Path(store.uri, "data").iterdir():
+        file.unlink()
+    with pytest.raises(EngineError, match="Not found"):
+        find(GalleryStore.open(store.uri), unit(1), 3, where="camera = 'even'")
 
 
 def test_searching_imports_neither_torch_nor_pandas_and_prints_nothing(large):

@@ -123,6 +123,7 @@ def test_a_crop_of_such_a_name_is_left_out_by_its_path(hostile, name):
 
 
 REFUSED = [
+    "false) or (true",
     "",
     "'",
     '"',
@@ -157,7 +158,6 @@ HARMLESS = {
     "path like '%OR 1=1%'": 1,
     "path like '%it''s.png'": 1,
     "path = '%''; DROP TABLE t;.png'": 0,
-    "false) or (true": len(NAMES),
     f"path in ({', '.join(repr(str(number)) for number in range(20_000))})": 0,
 }
 

@@ -14,7 +14,7 @@ from tiprctl.gallery import exact
 from tiprctl.gallery.approximate import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning
 from tiprctl.gallery.engine import EngineError, brief
 from tiprctl.gallery.exact import vectors_of
-from tiprctl.gallery.expression import compiled
+from tiprctl.gallery.expression import answering, compiled
 from tiprctl.gallery.schema import KEY, VECTOR
 from tiprctl.gallery.store import GalleryStore
 
@@ -86,7 +86,8 @@ def find(
         -np.inf if min_score is None else min_score,
         Exclusion(exclude),
     )
-    return search.run()
+    with answering(store, where):
+        return search.run()
 
 
 class Exclusion:

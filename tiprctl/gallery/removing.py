@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiprctl.gallery.expression import compiled
+from tiprctl.gallery.expression import matching
 from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import KEY
 from tiprctl.gallery.store import GalleryStore
@@ -37,7 +37,7 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
     """
     named = {path: _key(path) for path in paths}
     keys, met = [], set()
-    for batch in store.scan([KEY], where and compiled(store, where)):
+    for batch in matching(store, [KEY], where):
         chosen = np.full(len(batch), not named)
         for path, key in named.items():
             at = pc.or_(pc.equal(batch[KEY], key), pc.starts_with(batch[KEY], key.rstrip("/") + "/"))
