@@ -28,10 +28,11 @@ from typer.testing import CliRunner
 
 from tiprctl.checkpoint import encoder_header, save_checkpoint
 from tiprctl.cli import app as program
-from tiprctl.cli import hits, render
+from tiprctl.cli import hits, opening, render
 from tiprctl.cli import query as command
 from tiprctl.config import to_dict
 from tiprctl.errors import InputError
+from tiprctl.exported import ExportedModel
 from tiprctl.exporting import export_model
 from tiprctl.gallery.adding import sync
 from tiprctl.gallery.embedding import content_hash
@@ -540,6 +541,33 @@ def test_a_gallery_of_another_model_is_refused_with_the_remedy(galleries, models
     assert done.exit_code == 2
     assert "indexed with another model: runs/colours (best epoch 12, chosen on val), not runs/other" in done.stderr
     assert "--model runs/colours" in done.stderr
+
+
+class Exported(ExportedModel):
+    """One that onnxruntime runs, as far as the command can tell."""
+
+    description, fingerprint, precision, width, image_size = "exported", "colours", "float32", 3, (8, 4)
+    tokenizer = Colours.tokenizer
+    embed_images, embed_texts = Colours.embed_images, Colours.embed_texts
+    images, interrupt = 0, False
+    source = "runs/colours"
+
+    def __init__(self):
+        """There is no folder to read."""
+
+
+@pytest.mark.parametrize(("kind", "bulk"), [(Colours, [False]), (Exported, [False, True])])
+def test_a_model_that_embeds_many_quickly_is_loaded_in_place_of_an_export_alone(
+    embedder, crops, monkeypatch, kind, bulk
+):
+    loaded = []
+    monkeypatch.setattr(command, "_load_model", lambda *_, bulk, pairs: loaded.append(bulk) or kind())
+    monkeypatch.setattr(opening, "MANY", 2)
+    assert run("red", "--gallery", "crops").exit_code == 0
+    assert loaded == bulk
+    # Nothing is new.
+    assert run("red", "--gallery", "crops").exit_code == 0
+    assert loaded == [*bulk, False]
 
 
 def test_what_is_no_gallery_is_explained(embedder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,11 +153,12 @@ def describe_origin(request: Request, store: GalleryStore | None, name: str) -> 
 
 
 def load_model(request: Request, store: GalleryStore | None) -> VectorModel:
-    """The model named, else the gallery's own, else that of the newest finished run."""
+    """The model named, else the gallery's own, else, of a new gallery, that of the newest finished run."""
+    from tiprctl.cli.own_model import own_model
     from tiprctl.vector_model import load_vector_model
 
-    source = request.model or (store.identity.source if store else None)
-    return load_vector_model(source, device=request.device, bulk=True, tell=render.warning)
+    load = partial(load_vector_model, device=request.device, bulk=True, tell=render.warning)
+    return load(request.model) if request.model or store is None else own_model(store.identity, load)
 
 
 def root_of(listing: Listing) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,12 +101,11 @@ def optimise(gallery: GalleryName, device: Device = None, json: Json = False) ->
 
 def _own_model(store: GalleryStore, device: str | None) -> VectorModel | None:
     """The model that the gallery was indexed with; None, with a warning, where it is no more."""
+    from tiprctl.cli.own_model import own_model
     from tiprctl.vector_model import load_vector_model
 
     try:
-        model = load_vector_model(store.identity.source, device=device, tell=render.warning)
-        store.check_model(model)
-        return model
+        return own_model(store.identity, partial(load_vector_model, device=device, tell=render.warning))
     except TiprError as error:
         render.warning(f"The recall for sentences is not measured: {error.what}")
         return None

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiprctl.cli import render
 from tiprctl.cli.index_session import keep_indexed, warn_of
-from tiprctl.errors import InputError, UsageError
+from tiprctl.cli.own_model import own_model
 
 if TYPE_CHECKING:
     from tiprctl.gallery.folder import FolderGallery
     from tiprctl.gallery.listing import Listing, Unreadable
-    from tiprctl.gallery.schema import ModelIdentity
     from tiprctl.gallery.store import GalleryStore
     from tiprctl.vector_model import VectorModel
 
@@ -22,7 +20,8 @@ Load = Callable[[str | None, bool], "VectorModel"]
 """From a model's name to the model; true where it is to embed many images."""
 
 MANY = 1000
-"""New images of a folder from which a model that embeds many quickly is worth its start."""
+"""New images of a folder for which torch is started where it embeds on CUDA and an export does not: while it starts,
+an export on the processor embeds hundreds. A round number, for want of a measurement that holds for other machines."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def open_gallery(
     lance()
     listing = list_images(name, follow_links=follow_links)
     check(len(listing.images))
-    return _open_folder(listing, source, load, where)
+    return _open_folder(listing, source, load, where, follow_links)
 
 
 def _open_index(store: GalleryStore, source: str | None, load: Load) -> Opened:
@@ -90,14 +89,14 @@ def _open_index(store: GalleryStore, source: str | None, load: Load) -> Opened:
     Raises:
         UsageError, InputError: the model's vectors are not those of the gallery, or it cannot be loaded.
     """
-    model = load(source, False) if source is not None else _own_model(store.identity, load)
+    model = load(source, False) if source is not None else own_model(store.identity, lambda name: load(name, False))
     store.check_model(model)
     render.note(f"Model: {model.description}")
     render.note(f"Gallery: {len(store):,} images")
     return Opened(store.uri, store, model)
 
 
-def _open_folder(listing: Listing, source: str | None, load: Load, where: str | None) -> Opened:
+def _open_folder(listing: Listing, source: str | None, load: Load, where: str | None, follow_links: bool) -> Opened:
     """A folder, its new and changed images embedded.
 
     Raises:
@@ -106,14 +105,13 @@ def _open_folder(listing: Listing, source: str | None, load: Load, where: str | 
     from tiprctl.gallery import folder
     from tiprctl.gallery.adding import EmbeddingInterrupted
 
-    model = load(source, False)
-    if len(listing.images) - folder.kept(listing, model) > MANY:
-        model = load(source, True)
+    model = _fitting_model(listing, source, load, follow_links)
     render.note(f"Model: {model.description}")
     try:
         opened = folder.open_folder(
             listing,
             model,
+            follow_links=follow_links,
             where=where,
             progress=lambda total: render.progress("Embedding", total=total, unit="images"),
         )
@@ -129,6 +127,17 @@ def _open_folder(listing: Listing, source: str | None, load: Load, where: str | 
     return Opened(str(listing.root), opened.store, model, opened)
 
 
+def _fitting_model(listing: Listing, source: str | None, load: Load, follow_links: bool) -> VectorModel:
+    """The model that answers soonest, as many new images as the folder has."""
+    from tiprctl.exported import ExportedModel
+    from tiprctl.gallery import folder
+
+    model = load(source, False)
+    new = len(listing.images) - folder.kept(listing, model, follow_links=follow_links)
+    # Any other is the encoder itself, by torch, which is as quick with many.
+    return load(source, True) if new > MANY and isinstance(model, ExportedModel) else model
+
+
 def _keep_indexed(store: GalleryStore, model: VectorModel) -> None:
     """Index a large folder's gallery; where that fails, the answer only takes longer."""
     from tiprctl.gallery.engine import EngineError
@@ -137,19 +146,3 @@ def _keep_indexed(store: GalleryStore, model: VectorModel) -> None:
         keep_indexed(store, model)
     except EngineError as error:
         render.warning(f"The index of the folder's gallery could not be built. {error.what}")
-
-
-def _own_model(identity: ModelIdentity, load: Load) -> VectorModel:
-    """The model that a gallery was indexed with: by the name that it had then, else the newest run if it is that one."""
-    from tiprctl.runs import latest_run
-
-    for source in (identity.source, None) if latest_run() else (identity.source,):
-        with suppress(InputError):
-            model = load(source, False)
-            if model.fingerprint == identity.fingerprint:
-                return model
-    raise UsageError(
-        f"The model that the gallery was indexed with is no longer there, or has changed: {identity.description}",
-        where=identity.source,
-        remedy="Name where it is now (--model), or index the images again in a new gallery.",
-    )
