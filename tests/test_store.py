@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import lance
 import numpy as np
@@ -14,7 +16,10 @@ import pytest
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.engine import ConflictError, EngineError, faults, signs
 from tiprctl.gallery.finding import find
+from tiprctl.gallery.inputs import read_input
+from tiprctl.gallery.metadata import MetadataTable
 from tiprctl.gallery.schema import METADATA, ModelIdentity, new_schema
+from tiprctl.gallery.status import read_status
 from tiprctl.gallery.store import GalleryStore, Written
 
 MODEL = ModelIdentity(fingerprint="f00", width=4, precision="float32", description="a model", source="runs/a")
@@ -82,6 +87,45 @@ def test_columns_of_the_user_are_added_later_and_keep_their_type(store):
         store.add_columns({"shift": pa.string()})
     with pytest.raises(UsageError, match="'path' cannot be added"):
         store.add_columns({"path": pa.string()})
+    with pytest.raises(UsageError, match="'Shift' cannot be added: there is another of that name"):
+        store.add_columns({"Shift": pa.int64()})
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [("a.b", "expressions could not name it"), ("a`b", "expressions could not"), ("", "no name"), (" ", "no name")],
+)
+def test_columns_that_the_engine_refuses_are_refused_before(name, why, store):
+    with pytest.raises(UsageError, match=f"'{name}' cannot be added: .*{why}"):
+        store.add_columns({name: pa.string()})
+    assert store.columns == [name for name in new_schema(MODEL).names if name != "vector"]
+
+
+@pytest.mark.parametrize("heading", ["path,x,x", "path,x,X", "path,Path", "path,path", "path,a.b", "path,"])
+def test_a_table_names_the_column_that_a_gallery_cannot_have(heading, tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text(f"{heading}\n/a{',1' * heading.count(',')}\n")
+    for read in (lambda: MetadataTable.read(file, "/"), lambda: read_input(file)):
+        with pytest.raises(UsageError, match="cannot be added") as caught:
+            read()
+        assert caught.value.where == str(file)
+
+
+def test_the_status_is_told_beside_a_writer(tmp_path, monkeypatch):
+    store = GalleryStore.create(tmp_path / "g.lance", MODEL)
+    store.put(rows("/a"))
+    gone = sorted(Path(store.uri, "_versions").iterdir())[0]
+    walk = os.walk
+
+    def walked(folder):
+        found = list(walk(folder))
+        gone.unlink()
+        return found
+
+    whole = sum(file.stat().st_size for file in Path(store.uri).rglob("*") if file.is_file())
+    size = gone.stat().st_size
+    monkeypatch.setattr(os, "walk", walked)
+    assert read_status(store).bytes == whole - size
 
 
 def test_settings_are_remembered(store):

@@ -57,6 +57,7 @@ class Session:
     store: GalleryStore
     model: VectorModel
     origin: Origin
+    describer: Describer
     images: Input | None
 
     def bring(
@@ -66,15 +67,13 @@ class Session:
         from tiprctl.gallery.adding import EmbeddingInterrupted
         from tiprctl.gallery.origins import bring
 
-        listing = listing or self.images.listing
-        describer = self.origin.describer(root_of(listing), self.images.table)
         try:
             return bring(
                 self.store,
                 self.origin,
-                listing,
+                listing or self.images.listing,
                 self.model,
-                replace(manner, describer=describer),
+                replace(manner, describer=self.describer),
                 drop=drop,
                 drop_many=drop_many,
             )
@@ -83,9 +82,10 @@ class Session:
             raise
 
     def finish(self, changes: Changes, *, json: bool) -> None:
-        """Tell what was done, and rebuild the index where it is time to."""
+        """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""
+        from tiprctl.gallery.vector_index import needed
+
         warn_of(changes)
-        built = keep_indexed(self.store, self.model)
         if json:
             document = {"gallery": self.store.uri, "model": self.model.description, "rows": len(self.store)}
             counts = {name: value for name, value in asdict(changes).items() if isinstance(value, int)}
@@ -94,9 +94,10 @@ class Session:
                 {"option": f"--{one.pattern.fact}-from", "path": one.path, "count": one.count}
                 for one in changes.unmatched
             ]
-            render.result_json({**document, **counts, "index": built, "skipped": skipped, "unmatched": unmatched})
+            render.result_json({**document, **counts, "index": needed(self.store) is not None, "skipped": skipped, "unmatched": unmatched})
         else:
             render.result_line(f"{self.store.uri}: {spell(changes)}; {len(self.store):,} rows")
+        keep_indexed(self.store, self.model)
 
 
 def open_session(request: Request, *, allow_empty: bool = False) -> Session:
@@ -105,18 +106,19 @@ def open_session(request: Request, *, allow_empty: bool = False) -> Session:
     Raises:
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
     """
-    from tiprctl.gallery.inputs import name_of, read_input
+    from tiprctl.gallery.inputs import name_of, read_input, root_of
 
-    known = find_store(request)
-    origin = describe_origin(request, known, name_of(Path(request.source)))
-    images = read_input(Path(request.source), follow_links=origin.follow_links, allow_empty=allow_empty)
-    describer = origin.describer(root_of(images.listing), images.table)
-    if origin.metadata:
+    known, source = find_store(request), Path(request.source)
+    origin = describe_origin(request, known, name_of(source), root_of(source))
+    images = read_input(source, follow_links=origin.follow_links, allow_empty=allow_empty)
+    describer = origin.describer(images.table)
+    # A table that was named for a folder above has rows of images that are not below this one.
+    if origin.metadata and origin.metadata_root == images.listing.root_key:
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)
     model = load_model(request, known)
     store = open_store(request, known, model, describer)
     render.note(f"Images: {len(images.listing.images):,} in {request.source}; gallery: {len(store):,} rows")
-    return Session(store, model, origin, images)
+    return Session(store, model, origin, describer, images)
 
 
 def find_store(request: Request) -> GalleryStore | None:
@@ -138,14 +140,16 @@ def open_store(request: Request, known: GalleryStore | None, model: VectorModel,
     return known
 
 
-def describe_origin(request: Request, store: GalleryStore | None, name: str) -> Origin:
-    """What the user says of the images; where nothing is said, what the gallery remembers."""
+def describe_origin(request: Request, store: GalleryStore | None, name: str, root: str) -> Origin:
+    """What the user says of the images, whose paths are below `root`; where nothing is said, what the gallery remembers."""
     from tiprctl.gallery.origins import Origin, recall_for
 
     remembered = recall_for(name, store.settings()) if store else None
     origin = remembered.origin if remembered else Origin(name)
     said = {"camera_from": request.camera_from, "time_from": request.time_from}
     said["metadata"] = request.metadata and (NONE if str(request.metadata) == NONE else str(request.metadata.resolve()))
+    if said["metadata"]:
+        said["metadata_root"] = root
     changed = {option: None if value == NONE else value for option, value in said.items() if value is not None}
     if request.follow_links is not None:
         changed["follow_links"] = request.follow_links
@@ -159,12 +163,6 @@ def load_model(request: Request, store: GalleryStore | None) -> VectorModel:
 
     load = partial(load_vector_model, device=request.device, bulk=True, tell=render.warning)
     return load(request.model) if request.model or store is None else own_model(store.identity, load)
-
-
-def root_of(listing: Listing) -> str:
-    from tiprctl.gallery.places import root_key
-
-    return root_key(listing.root)
 
 
 def warn_of_rows_beside(file: str, table: MetadataTable, listing: Listing) -> None:

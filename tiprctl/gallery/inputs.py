@@ -78,7 +78,7 @@ def _read_list(file: Path) -> tuple[list[str], pa.Table | None]:
             raise InputError(f"The list cannot be read: {error}", where=file, remedy="Save it as UTF-8.") from error
         return [line.strip() for line in lines if line.strip()], None
     table = read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
-    name = path_column(table)
+    name = path_column(table, file)
     if not pa.types.is_string(table[name].type):
         raise InputError(f"The column {name!r} holds no paths", where=file, remedy="Name the column of paths `path`.")
     table = table.filter(table[name].is_valid())

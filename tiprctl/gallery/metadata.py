@@ -28,16 +28,12 @@ class MetadataTable:
     Args:
         paths: absolute, or below `root`.
         columns: all the others.
-
-    Raises:
-        UsageError: a column has the name of one of ours.
     """
 
     def __init__(self, paths: Sequence[str], columns: pa.Table, root: str):
         # Columns without a single value have no type.
         plain = [pa.field(one.name, pa.string() if pa.types.is_null(one.type) else one.type) for one in columns.schema]
         self._rows = columns.cast(pa.schema(plain))
-        check_columns(self.types)
         self._paths = [key_of(root, path) for path in paths]
         self._places = DigestSet(self._paths)
 
@@ -46,10 +42,10 @@ class MetadataTable:
         """The table in a CSV file: a column `path`, else the first one, tells whose the others are.
 
         Raises:
-            InputError: it cannot be read, or has a path twice. UsageError: a column has the name of one of ours.
+            InputError: it cannot be read, or has a path twice. UsageError: a column cannot have that name.
         """
         table = read_csv(file)
-        name = path_column(table)
+        name = path_column(table, file)
         paths = table[name].cast(pa.string()).to_pylist()
         metadata = cls([path or "" for path in paths], table.drop_columns([name]), root)
         metadata.refuse_doubles(file)
@@ -182,7 +178,13 @@ def read_csv(file: Path) -> pa.Table:
         ) from error
 
 
-def path_column(table: pa.Table) -> str:
-    """The name of the column `path`, however it is capitalised; else of the first."""
-    named = [name for name in table.column_names if name.lower() == KEY]
-    return (named or table.column_names)[0]
+def path_column(table: pa.Table, file: Path) -> str:
+    """The name of the column `path`, however it is capitalised; else of the first.
+
+    Raises:
+        UsageError: another column of the file has a name that a gallery cannot have.
+    """
+    names = table.column_names
+    chosen = next((place for place, name in enumerate(names) if name.lower() == KEY), 0)
+    check_columns(names[:chosen] + names[chosen + 1 :], file)
+    return names[chosen]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -66,10 +67,10 @@ def new_schema(model: ModelIdentity, columns: Mapping[str, pa.DataType] | None =
     """The schema of a gallery of this model's vectors, with the user's columns.
 
     Raises:
-        UsageError: a column of the user has the name of one of ours.
+        UsageError: a column of the user cannot have that name.
     """
     columns = columns or {}
-    check_columns(columns)
+    check_columns(list(columns))
     key = {"lance-schema:unenforced-primary-key": "true"}
     fields = [
         pa.field(name, kind, nullable=name != KEY, metadata=key if name == KEY else None)
@@ -80,14 +81,26 @@ def new_schema(model: ModelIdentity, columns: Mapping[str, pa.DataType] | None =
     return pa.schema([*fields, vector], metadata={METADATA: about})
 
 
-def check_columns(columns: Mapping[str, pa.DataType]) -> None:
-    """Refuse columns of the user that have the name of one of ours; raises UsageError."""
-    for name in columns:
+def check_columns(names: Sequence[str], file: Path | None = None) -> None:
+    """Refuse names of the user's columns that a gallery cannot have; raises UsageError, which names the file if given.
+
+    Expressions know no capitals in names, dots lead to fields within a column, and backticks end a name.
+    """
+    met: set[str] = set()
+    for name in names:
         if name.lower() in (*OWN_COLUMNS, VECTOR) or name.startswith("_"):
-            raise UsageError(
-                f"The column {name!r} cannot be added: the gallery keeps that name to itself",
-                remedy=f"Rename it; taken are {', '.join((*OWN_COLUMNS, VECTOR))} and names that begin with _.",
-            )
+            why = "the gallery keeps that name to itself"
+            remedy = f"Rename it; taken are {', '.join((*OWN_COLUMNS, VECTOR))} and names that begin with _."
+        elif not name.strip():
+            why, remedy = "it has no name", "Give each column a heading."
+        elif "." in name or "`" in name:
+            why, remedy = "expressions could not name it", "Rename it, without dots and backticks."
+        elif name.lower() in met:
+            why, remedy = "there is another of that name", "Rename one of them; capitals make no difference."
+        else:
+            met.add(name.lower())
+            continue
+        raise UsageError(f"The column {name!r} cannot be added: {why}", where=file, remedy=remedy)
 
 
 def read_identity(schema: pa.Schema, uri: str) -> ModelIdentity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -98,4 +99,12 @@ def read_status(store: GalleryStore) -> Status:
 def _bytes(uri: str) -> int | None:
     if is_remote(uri):
         return None
-    return sum(file.stat().st_size for file in Path(uri).rglob("*") if file.is_file())
+    return sum(_size(Path(folder, name)) for folder, _, names in os.walk(uri) for name in names)
+
+
+def _size(file: Path) -> int:
+    """Its bytes; none where a writer has removed it since it was listed."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

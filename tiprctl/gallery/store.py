@@ -230,8 +230,8 @@ class GalleryStore:
         Raises:
             UsageError: a column cannot have that name, or the gallery has it with another type.
         """
-        check_columns(columns)
         known = user_columns(self.schema)
+        check_columns([*known, *(name for name in columns if name not in known)])
         for name, kind in columns.items():
             if known.get(name, kind) != kind:
                 raise UsageError(
