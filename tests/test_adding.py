@@ -308,7 +308,7 @@ def remembered(store: GalleryStore) -> list[Remembered]:
 
 def test_a_gallery_remembers_how_a_folder_is_described_and_what_is_unfinished(crops, store):
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    manner = Manner(origin.describer(crops.as_posix()), batch_size=3)
+    manner = Manner(origin.describer(), batch_size=3)
     with pytest.raises(EmbeddingInterrupted):
         bring(store, origin, list_images(crops), MeanColour(interrupt_at=1), manner)
     assert remembered(store) == [Remembered(origin, unfinished="add")]
@@ -324,7 +324,7 @@ def test_a_gallery_remembers_how_a_folder_is_described_and_what_is_unfinished(cr
 def test_a_folder_described_otherwise_is_described_anew(crops, store):
     bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Manner())
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    manner = Manner(origin.describer(crops.as_posix()))
+    manner = Manner(origin.describer())
     changes = bring(store, origin, list_images(crops), MeanColour(), manner)
     assert counts(changes) == {"images": 10, "unchanged": 10, "described": 10}
     assert rows(store, "camera")["b/1.png"] == ("b",)
@@ -354,12 +354,12 @@ def test_a_list_names_its_images_and_gives_its_columns(crops, store, tmp_path, k
 
 def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    bring(store, origin, list_images(crops), MeanColour(), Manner(origin.describer(crops.as_posix())))
+    bring(store, origin, list_images(crops), MeanColour(), Manner(origin.describer()))
     file = tmp_path / "list.csv"
     file.write_text(f"path,pid\n{crops}/a/0.png,7\n")
     source = read_input(file)
     manner = Manner(Describer(table=source.table))
-    changes = bring(store, Origin(source.name), source.listing, MeanColour(), manner)
+    changes = bring(store, Origin(source.name).as_read(), source.listing, MeanColour(), manner)
     assert counts(changes) == {"images": 1, "unchanged": 1, "described": 1}
     assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)
     assert rows(store, "camera", "pid")["b/1.png"] == ("b", None)
@@ -550,3 +550,32 @@ def test_a_file_with_a_wrong_clock_has_its_row(crops, store):
         os.utime(crops / "a" / f"{name}.png", (moment, moment))
     assert counts(add(store, list_images(crops), MeanColour())) == {"images": 10, "added": 10}
     assert counts(sync(store, list_images(crops), MeanColour())) == {"images": 10, "unchanged": 10}
+
+
+def test_a_list_is_told_to_its_rows_once(crops, store, tmp_path):
+    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Manner())
+    file = tmp_path / "list.csv"
+
+    def bring_list(pid):
+        file.write_text(f"path,pid\n{crops}/a/0.png,{pid}\n")
+        source = read_input(file)
+        origin = Origin(source.name).as_read()
+        manner = Manner(origin.describer(source.table))
+        return bring(store, origin, source.listing, MeanColour(), manner).described
+
+    assert [bring_list(7), bring_list(7), bring_list(8), bring_list(8)] == [1, 0, 1, 0]
+    assert rows(store, "pid")["a/0.png"] == (8,)
+
+
+def test_an_interrupt_while_rows_are_described_anew_leaves_them_to_the_next_time(crops, store, tmp_path, monkeypatch):
+    bring(store, Origin(crops.as_posix(), "{camera}/*"), list_images(crops), MeanColour(), BY_FOLDER)
+    file = tmp_path / "list.csv"
+    file.write_text(f"path,pid\n{crops}/a/0.png,7\n")
+    source = read_input(file)
+    origin = Origin(source.name).as_read()
+    manner = Manner(origin.describer(source.table))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(GalleryStore, "revise", lambda self, rows: (_ for _ in ()).throw(KeyboardInterrupt))
+        bring(store, origin, source.listing, MeanColour(), manner)
+    assert bring(store, origin, source.listing, MeanColour(), manner).described == 1
+    assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from tiprctl import vector_model
 from tiprctl.cli.app import app
 from tiprctl.gallery import writing
+from tiprctl.gallery.adding import Changes
+from tiprctl.gallery.engine import ObstacleError
 from tiprctl.gallery.store import GalleryStore
 
 
@@ -227,3 +229,44 @@ def test_watch_ends_cleanly_on_an_interrupt(home):
     assert process.returncode == 0
     assert "No longer watching" in stderr
     assert len(rows()) == 7
+
+
+def test_a_table_of_a_folder_serves_the_folders_below_it(home, loaded):
+    Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,early\ncam_b/20261102_0830.png,late\n")
+    run("add", "crops", "--gallery", "g.lance", "--metadata", "shifts.csv")
+    paint(Path("crops/cam_a/new.png"))
+    Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,noon\ncam_a/new.png,night\n")
+    done = run("add", "crops/cam_a", "--gallery", "g.lance")
+    assert "not there" not in done.stderr
+    found = {Path(row["path"]).name: row["shift"] for row in rows("shift")}
+    assert (found["20261101_0830.png"], found["new.png"]) == ("noon", "night")
+
+
+@pytest.mark.parametrize("options", [PATTERNS, ("--metadata", "shifts.csv")], ids=["patterns", "table"])
+def test_rows_are_described_anew_on_a_cluster_too(home, loaded, monkeypatch, options):
+    """The cluster has nothing to embed; an interrupt there leaves the rows to the next command."""
+    Path("shifts.csv").write_text("path,camera_name\ncam_a/20261101_0830.png,a\n")
+    run("add", "crops", "--gallery", "g.lance")
+    monkeypatch.setattr("tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: 1 / 0)
+    CliRunner().invoke(app, ["index", "add", "crops", "--gallery", "g.lance", "--engine", "ray", *options])
+    monkeypatch.setattr(
+        "tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: Changes(images=6, unchanged=6)
+    )
+    for described in ("6 described anew", "0 removed, 6 unchanged; 6 rows"):
+        assert described in run("add", "crops", "--gallery", "g.lance", "--engine", "ray", *options).stdout
+    column = "camera" if options == PATTERNS else "camera_name"
+    assert "a" in {row[column] for row in rows(column)}
+
+
+def test_what_was_added_is_told_before_the_index_is_built(home, loaded, monkeypatch):
+    monkeypatch.setattr("tiprctl.gallery.vector_index.unindexed", lambda store: "it is time")
+
+    def full(*arguments, **further):
+        raise ObstacleError("The disk is full", where="g.lance", remedy="Free some space.")
+
+    monkeypatch.setattr("tiprctl.gallery.vector_index.optimise", full)
+    done = run("add", "crops", "--gallery", "g.lance", code=3)
+    assert done.stdout.startswith("g.lance: 6 added")
+    assert "The disk is full" in done.stderr
+    done = run("add", "crops", "--gallery", "g.lance", "--json", code=3)
+    assert json.loads(done.stdout)["unchanged"] == 6

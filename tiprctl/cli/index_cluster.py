@@ -16,7 +16,6 @@ from tiprctl.cli.index_session import (
     manner_of,
     open_session,
     open_store,
-    root_of,
 )
 from tiprctl.gallery.places import absolute, is_remote
 
@@ -33,20 +32,21 @@ def add_with_ray(request: Request, address: str | None, batch_size: int, *, json
     """
     from tiprctl.gallery.adding import EmbeddingInterrupted
     from tiprctl.gallery.cluster import add_with_ray as embed
-    from tiprctl.gallery.origins import Remembered, remember
+    from tiprctl.gallery.origins import begin, end, remember
 
     session, root, images = _open(request)
     store, origin, model = session.store, session.origin, session.model
-    describer = origin.describer(root, session.images.table if session.images else None)
-    manner = manner_of(batch_size, None, describer)
+    manner = manner_of(batch_size, None, session.describer)
     loaded = partial(_loaded, absolute(request.model or store.identity.source), request.device)
-    remember(store, Remembered(origin, unfinished="add"))
+    begun = begin(store, origin, "add")
+    remember(store, begun)
     try:
         changes = embed(store, root, images, loaded, model.image_size, manner, address=address)
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
-    remember(store, Remembered(origin))
+    if not end(store, begun, origin, session.images and session.images.listing, manner, changes):
+        render.warning("Images of an object store that the gallery had already keep the columns that they have.")
     session.finish(changes, json=json)
 
 
@@ -54,14 +54,15 @@ def _open(request: Request) -> tuple[Session, str, Iterable[ImageFile]]:
     """The gallery with its model; the place that the images lie below, and the images."""
     if not is_remote(request.source):
         session = open_session(request)
-        return session, root_of(session.images.listing), session.images.listing.images
+        return session, session.images.listing.root_key, session.images.listing.images
     from tiprctl.gallery.cluster_sources import list_objects
 
     root, known = request.source.rstrip("/"), find_store(request)
-    origin = describe_origin(request, known, root)
+    origin = describe_origin(request, known, root, root)
     model = load_model(request, known)
-    store = open_store(request, known, model, origin.describer(root))
-    return Session(store, model, origin, None), root, list_objects(root)
+    describer = origin.describer()
+    store = open_store(request, known, model, describer)
+    return Session(store, model, origin, describer, None), root, list_objects(root)
 
 
 def _loaded(source: str, device: str | None) -> VectorModel:

@@ -83,7 +83,7 @@ class Session:
 
     def finish(self, changes: Changes, *, json: bool) -> None:
         """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""
-        from tiprctl.gallery.vector_index import needed
+        from tiprctl.gallery.vector_index import unindexed
 
         warn_of(changes)
         if json:
@@ -94,7 +94,15 @@ class Session:
                 {"option": f"--{one.pattern.fact}-from", "path": one.path, "count": one.count}
                 for one in changes.unmatched
             ]
-            render.result_json({**document, **counts, "index": needed(self.store) is not None, "skipped": skipped, "unmatched": unmatched})
+            render.result_json(
+                {
+                    **document,
+                    **counts,
+                    "index": unindexed(self.store) is not None,
+                    "skipped": skipped,
+                    "unmatched": unmatched,
+                }
+            )
         else:
             render.result_line(f"{self.store.uri}: {spell(changes)}; {len(self.store):,} rows")
         keep_indexed(self.store, self.model)

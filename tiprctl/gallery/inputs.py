@@ -22,7 +22,9 @@ from tiprctl.gallery.listing import (
 from tiprctl.gallery.metadata import MetadataTable, path_column, read_csv
 from tiprctl.gallery.places import key_of, root_key
 
-LISTS = (".txt", ".csv", ".parquet")
+TABLES = (".csv", ".parquet")
+"""The endings of lists that may have further columns."""
+LISTS = (".txt", *TABLES)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Input:
 def name_of(source: Path) -> str:
     """The absolute path of what a user named, with forward slashes, links resolved."""
     return source.resolve().as_posix()
+
+
+def root_of(source: Path) -> str:
+    """What the relative paths of a folder, an image or a list are below, as a gallery knows it."""
+    return root_key(source if source.is_dir() else source.parent)
 
 
 def read_input(source: Path, *, follow_links: bool = False, allow_empty: bool = False) -> Input:

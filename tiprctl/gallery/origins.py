@@ -14,6 +14,7 @@ from pathlib import Path
 from tiprctl.errors import InputError
 from tiprctl.gallery.adding import Changes, Manner, Progress, add, describe_again, sync
 from tiprctl.gallery.embedding import content_hash
+from tiprctl.gallery.inputs import TABLES
 from tiprctl.gallery.listing import Listing
 from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.patterns import PathPattern
@@ -33,7 +34,9 @@ class Origin:
     Attributes:
         name: its absolute path.
         camera_from, time_from: patterns, or `exif`; None tells nothing.
-        metadata: the CSV file with further columns, absolute. metadata_hash: of its content as it was last read.
+        metadata: the CSV file with further columns, absolute.
+        metadata_root: the folder that its relative paths are below; so the folders of that one can be named alone.
+        metadata_hash: of the content of that file as it was last read, or of a list that has such columns itself.
         follow_links: whether links out of the folder are followed.
     """
 
@@ -41,11 +44,12 @@ class Origin:
     camera_from: str | None = None
     time_from: str | None = None
     metadata: str | None = None
+    metadata_root: str | None = None
     metadata_hash: str | None = None
     follow_links: bool = False
 
-    def describer(self, root: str, table: MetadataTable | None = None) -> Describer:
-        """What tells the columns of its images; `table` takes the place of the file.
+    def describer(self, table: MetadataTable | None = None) -> Describer:
+        """What tells the columns of its images; `table` is that of a list, in whose place a file of metadata is taken.
 
         Raises:
             UsageError: a pattern is none, or a column has the name of one of ours. InputError: the file is damaged.
@@ -55,13 +59,13 @@ class Origin:
         if time and time != EXIF:
             time = PathPattern.parse(time, "time")
         if self.metadata:
-            table = MetadataTable.read(Path(self.metadata), root)
+            table = MetadataTable.read(Path(self.metadata), self.metadata_root or self.name)
         return Describer(camera, time, table)
 
     def as_read(self) -> Origin:
-        """The same, with the hash of the file as it is now; raises InputError where it cannot be read."""
+        """The same, with the hash of the table as it is now; raises InputError where it cannot be read."""
         if self.metadata is None:
-            return replace(self, metadata_hash=None)
+            return replace(self, metadata_hash=_hash_of_list(Path(self.name)))
         try:
             return replace(self, metadata_hash=content_hash(Path(self.metadata).read_bytes()))
         except OSError as error:
@@ -70,6 +74,10 @@ class Origin:
                 where=self.metadata,
                 remedy="Name it with --metadata, or give --metadata none to go on without.",
             ) from error
+
+    def tells_as(self, other: Origin) -> bool:
+        """Whether both describe images alike, but for what their tables hold."""
+        return replace(self, metadata_hash=other.metadata_hash) == other
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,13 @@ class Remembered:
     origin: Origin
     unfinished: str | None = None
     outdated: bool = False
+
+
+def _hash_of_list(place: Path) -> str | None:
+    """Of a list that may have columns; it is read elsewhere, and what is wrong with it told there."""
+    with suppress(OSError):
+        return content_hash(place.read_bytes()) if place.suffix.lower() in TABLES else None
+    return None
 
 
 def recall(settings: Mapping[str, str]) -> dict[str, Remembered]:
@@ -133,22 +148,51 @@ def bring(
     Raises:
         As `add` and `sync`.
     """
-    before = recall_for(origin.name, store.settings())
-    outdated = before is not None and (before.outdated or before.origin != origin)
-    begun = Remembered(origin, unfinished="sync" if drop else "add", outdated=outdated)
+    begun = begin(store, origin, "sync" if drop else "add")
     watched = replace(manner, progress=_remembering(store, begun, manner.progress))
     if drop:
         changes = sync(store, listing, model, watched, drop_many=drop_many)
     else:
         changes = add(store, listing, model, watched)
-    if outdated:
-        remember(store, begun)
-        changes.described = describe_again(store, listing, manner)
-    elif changes.unchanged and manner.describer.types and not origin.metadata:
-        # The columns came with a list, whose images may have had their rows already. The list tells only these columns.
-        changes.described = describe_again(store, listing, manner, manner.describer.types)
-    remember(store, Remembered(origin))
+    end(store, begun, origin, listing, manner, changes)
     return changes
+
+
+def begin(store: GalleryStore, origin: Origin, command: str) -> Remembered:
+    """What is to be remembered of an origin until the command there has come to its end.
+
+    Its table counts as the one that was read before, so that a command which ends early has not told a new one.
+    """
+    before = recall_for(origin.name, store.settings())
+    if before is None:
+        return Remembered(replace(origin, metadata_hash=None), command)
+    outdated = before.outdated or not before.origin.tells_as(origin)
+    return Remembered(replace(origin, metadata_hash=before.origin.metadata_hash), command, outdated)
+
+
+def end(
+    store: GalleryStore, begun: Remembered, origin: Origin, listing: Listing | None, manner: Manner, changes: Changes
+) -> bool:
+    """Describe the rows anew that were left as they were, where the origin tells otherwise than before; remember that
+    it came to its end.
+
+    Of a table that is new, only its columns are told. A list may have one for rows that another origin describes.
+
+    Args:
+        listing: the images; None where they cannot be looked at, so that it is left to another time.
+
+    Returns:
+        Whether all rows are described as the origin tells.
+    """
+    columns = None if begun.outdated else manner.describer.types
+    if changes.unchanged and (begun.outdated or (columns and begun.origin.metadata_hash != origin.metadata_hash)):
+        if listing is None:
+            remember(store, replace(begun, unfinished=None))
+            return False
+        remember(store, begun)
+        changes.described = describe_again(store, listing, manner, columns)
+    remember(store, Remembered(origin))
+    return True
 
 
 def _remembering(store: GalleryStore, begun: Remembered, progress: Progress) -> Progress:
