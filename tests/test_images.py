@@ -13,7 +13,7 @@ from PIL import Image
 
 from tiprctl import pixels as by_torch
 from tiprctl.errors import ImageError
-from tiprctl.images import MAX_PIXELS, load_pixels, open_image, read_content
+from tiprctl.images import MAX_BYTES, MAX_PIXELS, load_pixels, open_image, read_content
 
 
 @pytest.fixture
@@ -194,3 +194,12 @@ def test_only_the_opened_image_itself_is_copied(tmp_path, pixels, monkeypatch, m
         image = open_image(tmp_path / "a.png")
     assert len(calls) == copies
     assert np.array_equal(np.asarray(image), np.asarray(picture.convert("RGB")))
+
+
+def test_a_file_that_no_image_can_be_is_not_read(tmp_path):
+    """It has no content on the disk, so the test costs nothing."""
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    for open_it in (read_content, open_image):
+        with pytest.raises(ImageError, match="more than 512 MB"):
+            open_it(tmp_path / "huge.jpg")

@@ -19,6 +19,9 @@ from tiprctl.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Images with more pixels are refused before they are decoded: their RGB copy alone would take 192 MB."""
 
+MAX_BYTES = 8 * MAX_PIXELS
+"""Larger files are refused before they are read: a pixel takes 8 bytes at most, uncompressed with 16 bits a channel."""
+
 BACKGROUND = (255, 255, 255, 255)
 """What shows through transparent pixels, RGBA: white, as in an image viewer."""
 
@@ -39,7 +42,8 @@ def open_image(path: str | Path) -> Image.Image:
     16-bit greyscale keeps its high byte; transparent pixels are laid on white.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, of no known format, or has more than `MAX_PIXELS` pixels.
+        ImageError: the file is missing, empty, damaged, of no known format, or has more than `MAX_PIXELS` pixels
+            or `MAX_BYTES` bytes.
     """
     with _opened(Path(path)) as image:
         upright = _upright_rgb(image)
@@ -87,7 +91,7 @@ def read_content(path: str | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: it is missing, empty, no file, or cannot be read.
+        ImageError: it is missing, empty, no file, larger than `MAX_BYTES`, or cannot be read.
     """
     with _refusing_damage(Path(path)):
         _refuse_odd_files(Path(path))
@@ -137,7 +141,7 @@ def _refusing_damage(path: Path) -> Iterator[None]:
 
 
 def _refuse_odd_files(path: Path) -> None:
-    """Refuse what Pillow would name badly, or (a named pipe) wait for without end."""
+    """Refuse what Pillow would name badly, or (a named pipe) wait for without end, and what would fill the memory."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -147,6 +151,9 @@ def _refuse_odd_files(path: Path) -> None:
     if status.st_size == 0:
         remedy = "Copy it again from its source, or take it out of the folder."
         raise ImageError("The image file is empty (0 bytes)", where=path, remedy=remedy)
+    if status.st_size > MAX_BYTES:
+        remedy = "Save it as JPEG, or take it out of the folder."
+        raise ImageError(f"The image file has more than {MAX_BYTES // 1_000_000} MB", where=path, remedy=remedy)
 
 
 def _too_large(path: Path) -> ImageError:
