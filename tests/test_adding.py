@@ -579,3 +579,11 @@ def test_an_interrupt_while_rows_are_described_anew_leaves_them_to_the_next_time
         bring(store, origin, source.listing, MeanColour(), manner)
     assert bring(store, origin, source.listing, MeanColour(), manner).described == 1
     assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)
+
+
+def test_a_folder_that_rests_is_compared_without_a_look_at_each_image(crops, store, monkeypatch):
+    monkeypatch.setattr("tiprctl.gallery.watching.DigestSet", None)
+    (changes,) = watch(
+        lambda: list_images(crops), lambda listing: add(store, listing, MeanColour()), every=0, once=True
+    )
+    assert changes.added == 10

@@ -270,3 +270,26 @@ def test_what_was_added_is_told_before_the_index_is_built(home, loaded, monkeypa
     assert "The disk is full" in done.stderr
     done = run("add", "crops", "--gallery", "g.lance", "--json", code=3)
     assert json.loads(done.stdout)["unchanged"] == 6
+
+
+@pytest.mark.parametrize(
+    ("named", "removed"),
+    [
+        ("crops/linked/x.png", 1),
+        ("crops/linked", 2),
+        ("alias/linked/x.png", 1),
+        ("alias", 8),
+        ("private/x.png", 0),
+        ("crops/link.png", 0),
+    ],
+)
+def test_an_image_is_removed_by_any_of_its_names(home, loaded, named, removed):
+    """Through a link that was followed, and through a link to the folder; but not by what a link has as its target."""
+    for name in "xy":
+        paint(home / "private" / f"{name}.png", (5, 6, ord(name)))
+    (home / "crops" / "linked").symlink_to(home / "private")
+    (home / "alias").symlink_to("crops")
+    run("add", "crops", "--gallery", "g.lance", "--follow-links")
+    (home / "crops" / "link.png").symlink_to("cam_a/20261101_0830.png")
+    run("remove", named, "--gallery", "g.lance", code=0 if removed else 3)
+    assert len(rows()) == 8 - removed

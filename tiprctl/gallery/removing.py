@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,12 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
     Raises:
         UsageError: the expression cannot be read.
     """
-    named = {path: _key(path) for path in paths}
+    named = {path: _spellings(path) for path in paths}
     keys, met = [], set()
     for batch in matching(store, [KEY], where):
         chosen = np.full(len(batch), not named)
-        for path, key in named.items():
-            at = pc.or_(pc.equal(batch[KEY], key), pc.starts_with(batch[KEY], key.rstrip("/") + "/"))
-            hits = at.to_numpy(zero_copy_only=False)
+        for path, spellings in named.items():
+            hits = _at_or_below(batch[KEY], spellings)
             if hits.any():
                 met.add(path)
             chosen |= hits
@@ -49,9 +48,21 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
     return Chosen(keys, [path for path in named if path not in met])
 
 
-def _key(path: str) -> str:
-    """How a gallery spells a path: that of the real folder; the name itself may be a link's."""
+def _at_or_below(keys: pa.Array, spellings: Collection[str]) -> np.ndarray:
+    """Which of the keys are one of these paths, or below one, bool."""
+    hits = pc.is_in(keys, pa.array(spellings, pa.string())).to_numpy(zero_copy_only=False)
+    for spelling in spellings:
+        hits = hits | pc.starts_with(keys, spelling.rstrip("/") + "/").to_numpy(zero_copy_only=False)
+    return hits
+
+
+def _spellings(path: str) -> list[str]:
+    """How a gallery may spell a path: below the real path of the folder that was added, whichever above it that was.
+
+    Links below that folder keep their names. So does a link to an image, whose target is another path.
+    """
     if is_remote(path):
-        return path
+        return [path.rstrip("/")]
     whole = Path(os.path.abspath(path))
-    return (whole.parent.resolve() / whole.name).as_posix()
+    folders = [whole, *whole.parents] if whole.is_dir() else whole.parents
+    return list(dict.fromkeys((folder.resolve() / whole.relative_to(folder)).as_posix() for folder in folders))

@@ -48,7 +48,7 @@ def watch(
             if not away:
                 tell(f"{error.what}: {error.where}; the watch goes on.")
             away = True
-        calm = settled(looked, before, failed)
+        calm = _calm(looked, before, failed)
         if not away and len(calm.images) and not (done and calm.images.table.equals(done.images.table)):
             changes, done = bring(calm), calm
             failed |= _failed(calm, changes)
@@ -57,19 +57,22 @@ def watch(
             return
 
 
-def settled(listing: Listing, before: Listing, failed: Set[str]) -> Listing:
+def _calm(listing: Listing, before: Listing, failed: Set[str]) -> Listing:
     """The images that have the size and the time that they had `before`, but for those that `failed`."""
-    calm = DigestSet(map(_stamp, before.images)).contains(map(_stamp, listing.images))
+    if listing.images.table.equals(before.images.table):
+        calm = np.ones(len(listing.images), bool)
+    else:
+        calm = DigestSet(map(_state, before.images)).contains(map(_state, listing.images))
     if failed:
-        calm &= np.array([_stamp(image) not in failed for image in listing.images])
+        calm &= np.array([_state(image) not in failed for image in listing.images])
     return Listing(listing.root, listing.images.take(np.flatnonzero(calm)), [], whole=False)
 
 
 def _failed(listing: Listing, changes: Changes) -> set[str]:
-    """What could not be read, by the stamps of the files."""
+    """What could not be read, by the states of the files."""
     unreadable = {one.path for one in changes.unreadable}
-    return {_stamp(image) for image in listing.images if image.path in unreadable}
+    return {_state(image) for image in listing.images if image.path in unreadable}
 
 
-def _stamp(image: ImageFile) -> str:
+def _state(image: ImageFile) -> str:
     return "\0".join(map(str, image))
