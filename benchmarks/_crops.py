@@ -35,9 +35,9 @@ class Crops:
         centres = np.repeat(self._centres(number), CROPS, axis=0)[:rows]
         return _unit(self._crop_cone + centres + 0.6 * self._noise(generator, rows))
 
-    def texts(self, blocks: int, count: int) -> np.ndarray:
-        """Queries that describe persons of the first blocks, float32 `(count, width)`."""
-        generator = np.random.default_rng([self._seed, 2])
+    def texts(self, blocks: int, count: int, draw: int = 0) -> np.ndarray:
+        """Queries that describe persons of the first blocks, float32 `(count, width)`; another `draw` has others."""
+        generator = np.random.default_rng([self._seed, 2, draw])
         centres = self._some_centres(generator, blocks, count)
         return _unit(1.2 * self._text_cone + 0.6 * centres + 0.6 * self._noise(generator, count))
 

@@ -26,6 +26,7 @@ from _crops import BLOCK, Crops
 from _report import Report, parser, publish, survey, verdict
 
 from tiprctl.checkpoint import encoder_header, save_checkpoint, weights_fingerprint
+from tiprctl.cli.index_session import PROBES
 from tiprctl.config import ModelConfig, TrainConfig, override, to_dict
 from tiprctl.cores import cores
 from tiprctl.exporting import export_model
@@ -79,7 +80,7 @@ def write_gallery(folder: Path, run: Path, crops: int) -> None:
     vectors = Crops(model.width)
     for number, first in enumerate(range(0, crops, BLOCK)):
         store.put(rows(first, vectors.block(number, min(BLOCK, crops - first))))
-    optimise(store)
+    optimise(store, probes=model.embed_texts(PROBES))
 
 
 def rows(first: int, vectors: np.ndarray) -> pa.Table:

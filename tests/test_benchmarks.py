@@ -50,6 +50,45 @@ def test_goals_of_a_cold_query(benchmarks):
     ]
 
 
+def test_goals_of_searching_a_gallery(benchmarks):
+    from gallery import shortfalls
+
+    def searched(texts: float, images: float, taken: bool = True) -> dict:
+        return {"filter": "half", "taken": taken, "recall": {"texts": texts, "images": images}}
+
+    met = {"rows": 1000, "searched": [searched(0.98, 1.0), searched(0.5, 0.5, taken=False)]}
+    assert shortfalls([met]) == []
+    assert shortfalls([met, {"rows": 2000, "searched": [searched(0.979, 1.0)]}]) == [
+        "recall@10 of texts is 0.979 in 2,000 rows, filter half, less than 0.98"
+    ]
+
+
+def test_goals_of_indexing(benchmarks):
+    from indexing import Rates, shortfalls
+
+    fast, slow = Rates("built-in", [100.0], [10.0]), Rates("ViT-B/16", [100.0, 10.0], [90.0, 9.0])
+    flat = {10: {"adding": 100.0, "adding again": 90.0}, 1000: {"adding": 100.0, "adding again": 150.0}}
+    assert shortfalls([fast, slow], flat) == []
+    late = replace(slow, add=[89.0, 8.9])
+    assert shortfalls([fast, late], flat) == [
+        "Indexing with ViT-B/16 runs at 89% of the encoder's rate; the goal is 90%."
+    ]
+    grown = flat | {1000: {"adding": 160.0, "adding again": 90.0}}
+    assert shortfalls([slow], grown) == ["1,000 rows take 1.60 times the memory of 10, above 1.5."]
+
+
+def test_a_gallery_is_searched_in_both_ways(benchmarks, monkeypatch, capsys):
+    options = ["--rows", "10000", "--dim", "16", "--queries", "2"]
+    monkeypatch.setattr(importlib.import_module("gallery"), "FIRST", 1)
+    code, document = run("gallery", options, monkeypatch, capsys)
+    (gallery,) = document["galleries"]
+    unfiltered = [(one["exact"], one["taken"]) for one in gallery["searched"] if not one["filter"]]
+    assert unfiltered == [(True, True), (False, False)]
+    assert all(one["recall"] == {"texts": 1, "images": 1} for one in gallery["searched"] if one["exact"])
+    assert min(gallery["first_search"].values()) > 0
+    assert code == 0
+
+
 def test_a_cold_query_is_measured_beside_the_bare_imports(benchmarks, monkeypatch, capsys):
     monkeypatch.setenv("TIPRCTL_QUERY_TOP", "many")
     code, document = run("cold_query", ["--quick"], monkeypatch, capsys)

@@ -27,8 +27,7 @@ LEAST_RECALL = 0.98
 _NAME = "vector_idx"
 _SETTING = "vector_index"
 _BITS = 4
-"""A value. Texts are about as far from many crops, which one bit does not tell apart: of the ten best it found 73%
-among twenty rows that were then compared exactly, four bits 99.8% (100,000 rows as in benchmarks/gallery.py)."""
+"""A value. Texts are about as far from many crops, which fewer bits do not tell apart."""
 _REPAIR = "Build the index anew: tiprctl index optimise."
 
 
@@ -69,12 +68,6 @@ def indexed_rows(store: GalleryStore) -> int | None:
     with faults(store.uri, _REPAIR):
         covered = {index.name: index.num_rows_indexed for index in store.dataset.describe_indices()}
     return covered.get(_NAME)
-
-
-def index_bytes(store: GalleryStore) -> int:
-    """What the vector index takes on disk."""
-    with faults(store.uri, _REPAIR):
-        return sum(index.total_size_bytes for index in store.dataset.describe_indices() if index.name == _NAME)
 
 
 def read_tuning(store: GalleryStore) -> Tuning | None:

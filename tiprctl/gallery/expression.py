@@ -29,7 +29,7 @@ _COMPARING = {"=", "<", ">", "<=", ">=", "<>", "!=", "in", "between", "not", "an
 """What may stand between a column and the values that it is compared with."""
 _FLAT = frozenset(",.0123456789")
 _MOST_WORDS = 300
-"""The engine reads nested terms by recursion, and a chain of a thousand (size + size + …) has overrun its stack."""
+"""The engine reads nested terms by recursion; a chain of some hundreds more (size + size + …) overruns its stack."""
 _MINUTES = re.compile(r"(['\"]\d{4}-\d\d-\d\d[ T]\d\d:\d\d)(['\"])")
 
 

@@ -19,10 +19,11 @@ from tiprctl.gallery.schema import KEY, VECTOR
 from tiprctl.gallery.store import GalleryStore
 
 EXACT_ROWS = 50_000
-"""Up to how many rows all are compared: a process' first search takes as long then through the index (70 ms)."""
+"""Up to how many rows all are compared: as far as a process' first search takes no longer than through the index.
+benchmarks/gallery.py times both ways."""
 _SELECTED_ROWS = 10_000
 """Up to how many rows that a filter leaves are compared, whatever the gallery's size: they lie apart, and each takes
-about 7 microseconds to read (70 ms)."""
+longer to read than in a scan of all. benchmarks/gallery.py tells how long."""
 _DEEPEST = 0.01
 """The share of the rows up to which the index ranks; beyond, they are compared."""
 _ROWS_AT_ONCE = 8192
