@@ -8,7 +8,7 @@ import torch
 
 from tiprctl.evaluation import DIRECTIONS, Evaluation, Measurement, Reranked, rows, summaries
 from tiprctl.metrics import RetrievalMetrics
-from tiprctl.models.embedder import Origin
+from tiprctl.models.embedder import ModelOrigin
 from tiprctl.reranking import Reranking
 
 
@@ -17,13 +17,13 @@ def measurement(model, mean_ap, *, trained_on="t", measured_on="m", **changes):
     metrics = RetrievalMetrics(
         recall={1: mean_ap, 5: 90.0, 10: 95.0}, mean_ap=mean_ap, mean_inp=0.0, queries=4, unmatched=1
     )
-    origin = Origin(fingerprint=model, config=config, data_fingerprint=trained_on, selected_on="val")
+    origin = ModelOrigin(fingerprint=model, config=config, data_fingerprint=trained_on, selected_on="val")
     return Measurement(model, origin, "d", "d", measured_on, Evaluation("test", 2, 4, metrics, metrics))
 
 
 def published(model):
     one = measurement(model, 5.0)
-    return Measurement(model, Origin(fingerprint=model), "d", "d", "m", one.evaluation)
+    return Measurement(model, ModelOrigin(fingerprint=model), "d", "d", "m", one.evaluation)
 
 
 def test_runs_that_differ_in_their_seed_are_averaged():

@@ -16,7 +16,7 @@ from tiprctl.exported import CARD, IMAGE, TEXT, ExportedModel
 from tiprctl.exporting import TOLERANCE, export_model
 from tiprctl.models.bert import Bert, BertSizes
 from tiprctl.models.clip import Clip
-from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.embedder import Embedder, ModelOrigin
 from tiprctl.models.encoder import DualEncoder
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ FILES = [CARD, *(name + suffix for name in (IMAGE, TEXT) for suffix in ("", ".da
 
 
 def embedder(encoder: DualEncoder) -> Embedder:
-    return Embedder(encoder, device=CPU, amp="off", origin=Origin("a model", source="runs/a", vectors="print"))
+    return Embedder(encoder, device=CPU, amp="off", origin=ModelOrigin("a model", source="runs/a", vectors="print"))
 
 
 def with_bert() -> DualEncoder:

@@ -19,6 +19,7 @@ from tiprctl import vector_model
 from tiprctl.errors import InputError, UsageError
 from tiprctl.exported import CARD, IMAGE, TEXT, ExportedModel
 from tiprctl.exporting import export_model
+from tiprctl.gallery.schema import ModelIdentity
 from tiprctl.images import load_pixels
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.models.embedder import Embedder
@@ -61,7 +62,7 @@ def load(source, **how):
 def test_an_export_is_used_by_any_name_of_its_model(source):
     model, told = load(source)
     assert isinstance(model, ExportedModel)
-    assert (model.source, told) == ("runs/a", [])
+    assert (model.source, told) == (source if source == f"runs/a/{BEST}" else "runs/a", [])
     assert model.fingerprint == load_embedder("runs/a", device=CPU).fingerprint
 
 
@@ -186,7 +187,7 @@ def test_an_export_of_a_published_file_is_known_by_its_name_and_its_file(tmp_pat
     clip.initialise(torch.Generator().manual_seed(0))
     torch.save(clip.state_dict(), "clip.pt")
     source = "tiny/clip.pt"
-    assert export_folder(source) == Path("exports/tiny-clip.pt")
+    assert export_folder(source) == Path("clip.pt.tiny.export")
     expected = load_embedder(source, device=CPU)
     export_model(expected, export_folder(source))
     model, told = load(source)
@@ -198,7 +199,7 @@ def test_an_export_of_a_published_file_is_known_by_its_name_and_its_file(tmp_pat
     os.utime("clip.pt", (1, 1))
     model, told = load(source)
     assert isinstance(model, Embedder)
-    assert "not of this model as it is now: exports/tiny-clip.pt" in told[0]
+    assert "not of this model as it is now: clip.pt.tiny.export" in told[0]
 
 
 def test_exports_lie_beside_their_models(tmp_path, monkeypatch):
@@ -208,11 +209,36 @@ def test_exports_lie_beside_their_models(tmp_path, monkeypatch):
     places = {
         None: "runs/a/export",
         f"runs/a/{BEST}": "runs/a/export",
-        "copied.safetensors": "exports/copied",
+        "copied.safetensors": "copied.safetensors.export",
+        "./copied.safetensors": "copied.safetensors.export",
+        str(tmp_path / "copied.safetensors"): str(tmp_path / "copied.safetensors.export"),
+        f"ViT-B-16/{tmp_path}/copied.safetensors": f"{tmp_path}/copied.safetensors.ViT-B-16.export",
         "ViT-B-16/openai": "exports/ViT-B-16-openai",
         "ViT-B-16/../clip.pt": "exports/ViT-B-16-..-clip.pt",
     }
     assert {source: str(export_folder(source)) for source in places} == places
+
+
+@pytest.mark.parametrize("kind", ["run", "own file", "published file"])
+def test_an_export_is_found_from_any_folder_and_named_as_its_model_is_there(here, tmp_path, monkeypatch, kind):
+    source = {"run": "runs/a", "own file": "best.safetensors", "published file": "clip.pt"}[kind]
+    if kind == "published file":
+        torch.save({"weights": 1}, source)
+        shutil.copytree("runs/a/export", export_folder(source))
+        card = json.loads((export_folder(source) / CARD).read_text())
+        card |= {"source": source, "weights": vector_model.weights_stamp(source)}
+        (export_folder(source) / CARD).write_text(json.dumps(card))
+    elif kind == "own file":
+        shutil.copy(f"runs/a/{BEST}", source)
+        shutil.copytree("runs/a/export", export_folder(source))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for place in (str(tmp_path / "here" / source), f"../here/{source}"):
+        model, told = load(place)
+        assert isinstance(model, ExportedModel)
+        assert (model.source, told) == (place, [])
+        assert ModelIdentity.of(model).source == str((tmp_path / "here" / source).resolve())
 
 
 @pytest.mark.usefixtures("here")

@@ -21,7 +21,7 @@ from tiprctl.errors import InputError, UsageError
 from tiprctl.evaluation import EvaluationData, score, score_reranked, top_hits
 from tiprctl.metrics import top_ranks
 from tiprctl.models.clip import Clip
-from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.embedder import Embedder, ModelOrigin
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
@@ -44,7 +44,7 @@ CAPTIONS = [
 
 @pytest.fixture
 def embedder():
-    return Embedder(division(), device=CPU, origin=Origin("a model", tagger="textblob"))
+    return Embedder(division(), device=CPU, origin=ModelOrigin("a model", tagger="textblob"))
 
 
 def division(head="division"):
@@ -194,7 +194,7 @@ def test_progress_counts_captions_sentences_and_images(embedder, images, first):
 
 
 def test_a_head_that_looks_at_no_pairs_is_named(images, first):
-    embedder = Embedder(division("global"), device=CPU, origin=Origin("runs/plain"))
+    embedder = Embedder(division("global"), device=CPU, origin=ModelOrigin("runs/plain"))
     with pytest.raises(UsageError, match=r"the head global\nruns/plain\n.*, or leave --rerank out"):
         rerank(embedder, CAPTIONS, images, first)
 

@@ -18,7 +18,7 @@ from tiprctl.data.token_cache import TokenCache
 from tiprctl.distributed import first_goes_ahead, first_makes, gather, own_share, processes
 from tiprctl.meter import Meter, unseen
 from tiprctl.metrics import RetrievalMetrics, retrieval_metrics, top_ranks
-from tiprctl.models.embedder import Embedder, Origin, over_captions
+from tiprctl.models.embedder import Embedder, ModelOrigin, over_captions
 from tiprctl.recipes import FIGURES
 from tiprctl.reranking import Reranking, rerank
 from tiprctl.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class Measurement:
     """
 
     model: str
-    origin: Origin
+    origin: ModelOrigin
     dataset: str
     title: str
     data_fingerprint: str

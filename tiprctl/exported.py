@@ -17,7 +17,7 @@ from tiprctl.tokenizer import Tokenizer, default_tokenizer
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from tiprctl.vector_model import Precision
+    from tiprctl.precision import Precision
 
 FORMAT = 1
 CARD, TEXT, IMAGE = "export.json", "text.onnx", "image.onnx"
@@ -37,15 +37,19 @@ class ExportedModel:
 
     On the CPU, or where `gpu` is True and onnxruntime has it, on CUDA.
 
+    Args:
+        source: how the model is named here; without it, as it was when it was exported.
+
     Raises:
         InputError: the folder holds no export, a damaged one, or one of a newer format.
     """
 
-    def __init__(self, folder: Path, *, gpu: bool = False):
+    def __init__(self, folder: Path, *, gpu: bool = False, source: str | None = None):
         self.folder = folder
         self.card = read_card(folder)
         self.width: int = self.card["width"]
         self.image_size: tuple[int, int] = tuple(self.card["image_size"])
+        self.source: str = source or self.card["source"]
         self._gpu = gpu
         self._sessions: dict[str, InferenceSession] = {}
 
@@ -53,11 +57,6 @@ class ExportedModel:
     def description(self) -> str:
         """Which model it is."""
         return f"{self.card['description']}, exported ({self.precision})"
-
-    @property
-    def source(self) -> str:
-        """How a user names it again: as what was exported is named."""
-        return self.card["source"]
 
     @property
     def fingerprint(self) -> str:

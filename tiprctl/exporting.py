@@ -26,7 +26,7 @@ from tiprctl.models.encoder import DualEncoder
 from tiprctl.pixels import MEAN, STD
 from tiprctl.runs import write_json
 from tiprctl.tokenizer import Tokenizer
-from tiprctl.vector_model import stamp
+from tiprctl.vector_model import weights_stamp
 from tiprctl.wordpiece import WordPieceTokenizer
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
@@ -181,7 +181,7 @@ def _card(embedder: Embedder, precision: str) -> dict[str, Any]:
         "precision": precision,
         "description": embedder.description,
         "source": embedder.source,
-        "weights": stamp(embedder.source),
+        "weights": weights_stamp(embedder.source),
         "tokenizer": _describe(embedder.tokenizer),
         "versions": {"tiprctl": tiprctl.__version__}
         | {name: version(name) for name in ("torch", "onnx", "onnxscript")},

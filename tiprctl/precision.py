@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 
 from tiprctl.errors import UsageError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What a model computes in."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 

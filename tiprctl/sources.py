@@ -13,7 +13,7 @@ from tiprctl.checkpoint import encoder_header, load_encoder, weights_fingerprint
 from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
 from tiprctl.config import ModelConfig, TrainConfig, from_dict
 from tiprctl.models.clip import QUICK_GELU_SUFFIX
-from tiprctl.models.embedder import Embedder, Origin
+from tiprctl.models.embedder import Embedder, ModelOrigin
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.heads.global_token import GlobalToken
 from tiprctl.models.weights import find_weights, fit_clip
@@ -68,11 +68,11 @@ def load_embedder(source: str | Path | None, *, device: torch.device) -> Embedde
     return Embedder(encoder, device=device, amp=amp, origin=origin)
 
 
-def _own(file: Path) -> tuple[DualEncoder, Origin]:
+def _own(file: Path) -> tuple[DualEncoder, ModelOrigin]:
     """The encoder of a checkpoint that a run wrote."""
     encoder, header = load_encoder(file)
     known = _previewed(header)
-    origin = Origin(
+    origin = ModelOrigin(
         description=f"{file} (epoch {header['epoch']}, chosen on {header['selected_on']})",
         fingerprint=header["fingerprint"],
         vectors=vectors_fingerprint(header),
@@ -86,7 +86,7 @@ def _own(file: Path) -> tuple[DualEncoder, Origin]:
     return encoder, origin
 
 
-def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
+def _published(source: str, file: Path | None) -> tuple[DualEncoder, ModelOrigin]:
     """A published CLIP, from a file or by its name, at the input of person retrieval; or that of IRRA or SEN."""
     name, _, tag_or_path = source.partition("/")
     name, tag_or_path = (name, tag_or_path) if file is None else (None, file)
@@ -97,7 +97,7 @@ def _published(source: str, file: Path | None) -> tuple[DualEncoder, Origin]:
     vectors = vectors_fingerprint({"fingerprint": fingerprint} | encoder_header(encoder))
     # The trainers of published methods keep the epoch that is best on test.
     remark = f"in the format of the published code of {weights.method}, which chooses on test"
-    origin = Origin(
+    origin = ModelOrigin(
         description=f"{source}, {remark if weights.method else 'not fine-tuned'}",
         fingerprint=fingerprint,
         vectors=vectors,

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
 from tiprctl.errors import InputError
@@ -17,12 +17,11 @@ from tiprctl.runs import LATEST, RUN
 if TYPE_CHECKING:
     import numpy as np
 
+    from tiprctl.precision import Precision
     from tiprctl.tokenizer import Tokenizer
 
-Precision = Literal["float32", "bfloat16", "float16"]
-
 EXPORTS = Path("exports")
-"""Where the exports of models lie that belong to no run."""
+"""Where the exports of models lie that are named by a tag, which has no place of its own."""
 
 
 class VectorModel(Protocol):
@@ -86,7 +85,8 @@ def load_vector_model(
     if device in (None, "cpu"):
         exported = _find_export(source, tell)
         if exported and not (bulk and device is None and _better_on_cuda()):
-            return ExportedModel(exported, gpu=bulk and device is None)
+            named = None if exported == Path(source or "") else named_again(source, _checkpoint(source))
+            return ExportedModel(exported, gpu=bulk and device is None, source=named)
     from tiprctl.precision import find_device
     from tiprctl.sources import load_embedder
 
@@ -94,7 +94,8 @@ def load_vector_model(
 
 
 def export_folder(source: str | Path | None) -> Path:
-    """Where the export of a model lies: in its run's folder, or else in a folder of its name under `exports`.
+    """Where the export of a model lies: in its run's folder, beside its file (`clip.pt.export`), or else, of a tag, in
+    a folder of its name under `exports`.
 
     Raises:
         UsageError, InputError: as `find_source`, for what is a folder or a file.
@@ -102,10 +103,16 @@ def export_folder(source: str | Path | None) -> Path:
     file = _checkpoint(source)
     if file is not None and (file.parent / RUN).is_file():
         return file.parent / "export"
-    return EXPORTS / re.sub(r"[^\w.-]+", "-", str(source) if file is None else file.stem).strip("-")
+    if file is not None:
+        return file.with_name(f"{file.name}.export")
+    name, _, path = str(source).partition("/")
+    if Path(path).is_file():
+        # Read as another CLIP, the same file gives other vectors.
+        return Path(f"{path}.{name}.export")
+    return EXPORTS / re.sub(r"[^\w.-]+", "-", str(source)).strip("-")
 
 
-def stamp(source: str) -> list[int] | None:
+def weights_stamp(source: str) -> list[int] | None:
     """Size and time (ns) of the file of a published CLIP, `FILE` or `ViT-B-16/FILE`; None of a tag, which has no file.
 
     An export of it is known by that to be out of date.
@@ -145,7 +152,9 @@ def _fits(card: dict[str, Any], source: str | Path | None) -> bool:
     file = _checkpoint(source)
     if file is not None and is_own(file):
         return card["fingerprint"] == vectors_fingerprint(read_header(file))
-    return (card["source"], card["weights"]) == (named_again(source, file), stamp(str(source)))
+    weights = weights_stamp(str(source))
+    # Of a file, which lies beside its export, the name depends on the folder that it is named from.
+    return card["weights"] == weights and (weights is not None or card["source"] == named_again(source, file))
 
 
 def _checkpoint(source: str | Path | None) -> Path | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tiprctl.data.manifest import Manifest, Split
     from tiprctl.evaluation import EvaluationData, Measurement, Reranked, SplitFeatures
-    from tiprctl.models.embedder import Embedder, Origin
+    from tiprctl.models.embedder import Embedder, ModelOrigin
     from tiprctl.sources import Preview
 
 
@@ -163,7 +163,7 @@ def _rerank(embedder: Embedder, data: EvaluationData, features: SplitFeatures, f
     return score_reranked(features, data.split, reranking)
 
 
-def _warn_of_other_data(model: str, origin: Origin, manifest: Manifest) -> None:
+def _warn_of_other_data(model: str, origin: ModelOrigin, manifest: Manifest) -> None:
     """Warn where data of the kind that the model was trained on are not the same data."""
     known = origin.data_fingerprint
     if known and manifest.dataset == origin.dataset and manifest.fingerprint != known:

@@ -22,7 +22,9 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to write to.", show_default="export/ in the run; exports/NAME without a run"),
+        typer.Option(
+            help="Folder to write to.", show_default="export/ in the run; FILE.export beside a file; exports/TAG"
+        ),
     ] = None,
     float16: Annotated[bool, typer.Option("--float16", help="Compute in float16: half the size, less exact.")] = False,
     json: Json = False,

@@ -16,15 +16,14 @@ from tiprctl.losses.similarity import unit_rows
 from tiprctl.models.encoder import DualEncoder
 from tiprctl.models.tokens import Tokens
 from tiprctl.pixels import normalise
-from tiprctl.precision import amp_dtype, autocast
+from tiprctl.precision import Precision, amp_dtype, autocast
 from tiprctl.tokenizer import Tokenizer, row_lengths
-from tiprctl.vector_model import Precision
 
 TEXT_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelOrigin:
     """Where an encoder comes from.
 
     `description` says it to people, `source` is how they name it; `fingerprint` is that of the weights, `vectors` that
@@ -59,12 +58,12 @@ class Embedder:
         *,
         device: torch.device,
         amp: str = "auto",
-        origin: Origin | None = None,
+        origin: ModelOrigin | None = None,
     ):
         self.encoder = encoder.to(device).eval()
         self.device = device
         self.dtype = amp_dtype(amp, device)
-        self.origin = origin or Origin()
+        self.origin = origin or ModelOrigin()
         self.width = encoder.head.width
         self.image_size = encoder.clip.config.image_size
 
