@@ -79,7 +79,7 @@ def add_rate(model: VectorModel, folder: Path) -> float:
     with tempfile.TemporaryDirectory() as place:
         store = GalleryStore.create(Path(place, "g.lance"), ModelIdentity.of(model))
         start = time.perf_counter()
-        changes = adding.add(store, list_images(folder), model, adding.Manner(batch_size=BATCH))
+        changes = adding.add(store, list_images(folder), model, adding.Reading(batch_size=BATCH))
         return changes.embedded / (time.perf_counter() - start)
 
 

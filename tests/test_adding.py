@@ -19,7 +19,7 @@ from pyarrow import csv, parquet
 
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery import writing
-from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Manner, add, describe_again, sync
+from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
 from tiprctl.gallery.inputs import read_input
 from tiprctl.gallery.listing import ImageFile, Images, list_images
 from tiprctl.gallery.metadata import Describer
@@ -30,7 +30,7 @@ from tiprctl.gallery.store import GalleryStore
 from tiprctl.gallery.watching import watch
 from tiprctl.gallery.work import Work
 
-BY_FOLDER = Manner(Describer(PathPattern.parse("{camera}/*", "camera")), batch_size=3)
+BY_FOLDER = Reading(Describer(PathPattern.parse("{camera}/*", "camera")), batch_size=3)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_an_interrupted_add_keeps_its_batches_and_goes_on(crops, store, monkeypa
 def test_many_rows_are_committed_at_once(crops, store, monkeypatch):
     monkeypatch.setattr(writing, "_MANY_ROWS", 4)
     before = store.dataset.version
-    add(store, list_images(crops), MeanColour(), Manner(batch_size=2))
+    add(store, list_images(crops), MeanColour(), Reading(batch_size=2))
     assert store.dataset.version == before + 3
 
 
@@ -204,7 +204,7 @@ def test_what_a_failing_model_embedded_is_kept(crops, store):
     embed = model.embed_images
     model.embed_images = lambda pixels: embed(pixels) if not model.batches else 1 / 0
     with pytest.raises(ZeroDivisionError):
-        add(store, list_images(crops), model, Manner(batch_size=4))
+        add(store, list_images(crops), model, Reading(batch_size=4))
     assert len(rows(store)) == 4
 
 
@@ -228,7 +228,7 @@ def test_images_that_another_process_added_meanwhile_are_skipped(crops, store, t
             return super().embed_images(pixels)
 
     model = Overtaken()
-    changes = add(store, list_images(crops), model, Manner(batch_size=2, workers=1))
+    changes = add(store, list_images(crops), model, Reading(batch_size=2, workers=1))
     assert other.embedded == 40
     assert changes.elsewhere == 50 - model.embedded
     assert model.embedded < 20
@@ -242,7 +242,7 @@ def test_adders_at_once_double_nothing(crops, tmp_path, monkeypatch):
 
     def work():
         try:
-            add(GalleryStore.open(uri), list_images(crops), MeanColour(), Manner(batch_size=2))
+            add(GalleryStore.open(uri), list_images(crops), MeanColour(), Reading(batch_size=2))
         except BaseException as fault:
             faults.append(fault)
 
@@ -262,7 +262,7 @@ def test_a_killed_add_goes_on_where_it_was(crops, tmp_path):
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from colours import MeanColour
         from tiprctl.gallery import writing
-        from tiprctl.gallery.adding import Manner, add
+        from tiprctl.gallery.adding import Reading, add
         from tiprctl.gallery.listing import ImageFile, Images, list_images
         from tiprctl.gallery.schema import ModelIdentity
         from tiprctl.gallery.store import GalleryStore
@@ -273,7 +273,7 @@ def test_a_killed_add_goes_on_where_it_was(crops, tmp_path):
                 return super().embed_images(pixels)
         writing.SECONDS_BETWEEN_COMMITS = 0.0
         store = GalleryStore.create({str(tmp_path / "g.lance")!r}, ModelIdentity.of(MeanColour()))
-        add(store, list_images({str(crops)!r}), Killed(), Manner(batch_size=3))
+        add(store, list_images({str(crops)!r}), Killed(), Reading(batch_size=3))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -284,13 +284,13 @@ def test_a_killed_add_goes_on_where_it_was(crops, tmp_path):
 
 
 def test_a_pattern_that_matches_no_image_is_refused_before_any_is_read(crops, store):
-    manner = Manner(Describer(PathPattern.parse("cam_{camera}/*", "camera")))
+    reading = Reading(Describer(PathPattern.parse("cam_{camera}/*", "camera")))
     with pytest.raises(UsageError, match="nor 9 others of 10") as caught:
-        add(store, list_images(crops), MeanColour(), manner)
+        add(store, list_images(crops), MeanColour(), reading)
     assert str(crops / "a" / "0.png") in caught.value.what
     assert len(rows(store)) == 0
     paint(crops / "cam_x" / "1.png")
-    (unmatched,) = add(store, list_images(crops), MeanColour(), manner).unmatched
+    (unmatched,) = add(store, list_images(crops), MeanColour(), reading).unmatched
     assert (unmatched.count, unmatched.of) == (10, 11)
 
 
@@ -308,27 +308,27 @@ def remembered(store: GalleryStore) -> list[Remembered]:
 
 def test_a_gallery_remembers_how_a_folder_is_described_and_what_is_unfinished(crops, store):
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    manner = Manner(origin.describer(), batch_size=3)
+    reading = Reading(origin.describer(), batch_size=3)
     with pytest.raises(EmbeddingInterrupted):
-        bring(store, origin, list_images(crops), MeanColour(interrupt_at=1), manner)
+        bring(store, origin, list_images(crops), MeanColour(interrupt_at=1), reading)
     assert remembered(store) == [Remembered(origin, unfinished="add")]
-    bring(store, origin, list_images(crops), MeanColour(), manner)
+    bring(store, origin, list_images(crops), MeanColour(), reading)
     assert remembered(store) == [Remembered(origin)]
     assert recall_for(f"{crops}/a", store.settings()).origin == Origin(f"{crops}/a", camera_from="{camera}/*")
     assert recall_for(str(crops.parent), store.settings()) is None
     version = store.dataset.version
-    bring(store, origin, list_images(crops), MeanColour(), manner, drop=True)
+    bring(store, origin, list_images(crops), MeanColour(), reading, drop=True)
     assert store.dataset.version == version
 
 
 def test_a_folder_described_otherwise_is_described_anew(crops, store):
-    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Manner())
+    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Reading())
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    manner = Manner(origin.describer())
-    changes = bring(store, origin, list_images(crops), MeanColour(), manner)
+    reading = Reading(origin.describer())
+    changes = bring(store, origin, list_images(crops), MeanColour(), reading)
     assert counts(changes) == {"images": 10, "unchanged": 10, "described": 10}
     assert rows(store, "camera")["b/1.png"] == ("b",)
-    assert bring(store, origin, list_images(crops), MeanColour(), manner).described == 0
+    assert bring(store, origin, list_images(crops), MeanColour(), reading).described == 0
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
@@ -345,7 +345,7 @@ def test_a_list_names_its_images_and_gives_its_columns(crops, store, tmp_path, k
     assert [(one.path, one.reason) for one in source.listing.unreadable] == [
         ("crops/none.png", "there is no such file")
     ]
-    changes = add(store, source.listing, MeanColour(), Manner(Describer(table=source.table)))
+    changes = add(store, source.listing, MeanColour(), Reading(Describer(table=source.table)))
     assert counts(changes) == {"images": 2, "added": 2}
     assert set(rows(store)) == {"a/0.png", "b/1.png"}
     if kind != "txt":
@@ -354,12 +354,12 @@ def test_a_list_names_its_images_and_gives_its_columns(crops, store, tmp_path, k
 
 def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
-    bring(store, origin, list_images(crops), MeanColour(), Manner(origin.describer()))
+    bring(store, origin, list_images(crops), MeanColour(), Reading(origin.describer()))
     file = tmp_path / "list.csv"
     file.write_text(f"path,pid\n{crops}/a/0.png,7\n")
     source = read_input(file)
-    manner = Manner(Describer(table=source.table))
-    changes = bring(store, Origin(source.name).as_read(), source.listing, MeanColour(), manner)
+    reading = Reading(Describer(table=source.table))
+    changes = bring(store, Origin(source.name).as_read(), source.listing, MeanColour(), reading)
     assert counts(changes) == {"images": 1, "unchanged": 1, "described": 1}
     assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)
     assert rows(store, "camera", "pid")["b/1.png"] == ("b", None)
@@ -539,7 +539,7 @@ def test_a_row_that_another_process_committed_outlives_a_failed_reading(crops, s
             return super().embed_images(pixels)
 
     paint(crops / "a" / "z.png", "green")
-    changes = add(store, list_images(crops), Overtaken(), Manner(batch_size=1, workers=1))
+    changes = add(store, list_images(crops), Overtaken(), Reading(batch_size=1, workers=1))
     assert [one.path for one in changes.unreadable] == ["a/0.png"]
     assert changes.removed == 0
     assert "a/0.png" in rows(store)
@@ -553,15 +553,15 @@ def test_a_file_with_a_wrong_clock_has_its_row(crops, store):
 
 
 def test_a_list_is_told_to_its_rows_once(crops, store, tmp_path):
-    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Manner())
+    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Reading())
     file = tmp_path / "list.csv"
 
     def bring_list(pid):
         file.write_text(f"path,pid\n{crops}/a/0.png,{pid}\n")
         source = read_input(file)
         origin = Origin(source.name).as_read()
-        manner = Manner(origin.describer(source.table))
-        return bring(store, origin, source.listing, MeanColour(), manner).described
+        reading = Reading(origin.describer(source.table))
+        return bring(store, origin, source.listing, MeanColour(), reading).described
 
     assert [bring_list(7), bring_list(7), bring_list(8), bring_list(8)] == [1, 0, 1, 0]
     assert rows(store, "pid")["a/0.png"] == (8,)
@@ -573,11 +573,11 @@ def test_an_interrupt_while_rows_are_described_anew_leaves_them_to_the_next_time
     file.write_text(f"path,pid\n{crops}/a/0.png,7\n")
     source = read_input(file)
     origin = Origin(source.name).as_read()
-    manner = Manner(origin.describer(source.table))
+    reading = Reading(origin.describer(source.table))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(GalleryStore, "revise", lambda self, rows: (_ for _ in ()).throw(KeyboardInterrupt))
-        bring(store, origin, source.listing, MeanColour(), manner)
-    assert bring(store, origin, source.listing, MeanColour(), manner).described == 1
+        bring(store, origin, source.listing, MeanColour(), reading)
+    assert bring(store, origin, source.listing, MeanColour(), reading).described == 1
     assert rows(store, "camera", "pid")["a/0.png"] == ("a", 7)
 
 

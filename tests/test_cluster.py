@@ -23,7 +23,7 @@ from PIL import Image
 
 from tiprctl.errors import ImageError, InputError, UsageError
 from tiprctl.gallery import cluster_commits, cluster_session
-from tiprctl.gallery.adding import Manner, add
+from tiprctl.gallery.adding import Reading, add
 from tiprctl.gallery.cluster import Layout, add_with_ray
 from tiprctl.gallery.cluster_commits import Committer
 from tiprctl.gallery.cluster_session import connected
@@ -119,11 +119,11 @@ def files_of(store):
 
 
 def test_two_processes_make_the_rows_that_one_would(ray_cluster, store, crops, tmp_path):
-    manner = Manner(describer=Describer(camera=PathPattern.parse("{camera}/*", "camera")), batch_size=3)
-    changes = embed(store, crops, manner=manner)
+    reading = Reading(describer=Describer(camera=PathPattern.parse("{camera}/*", "camera")), batch_size=3)
+    changes = embed(store, crops, reading=reading)
     assert (changes.images, changes.added, changes.unchanged, changes.unreadable) == (24, 24, 0, [])
     alone = new_store(tmp_path / "alone.lance")
-    add(alone, list_images(crops), Colours(), manner)
+    add(alone, list_images(crops), Colours(), reading)
     assert rows_of(store.uri) == rows_of(alone.uri)
     assert {row["camera"] for row in rows_of(store.uri)} == {"cam_0", "cam_1"}
 

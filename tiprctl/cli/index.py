@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.index_session import GalleryName, Request, manner_of, open_session
+from tiprctl.cli.index_session import GalleryName, IndexOptions, open_session, reading_of
 from tiprctl.cli.options import Device, Json, Workers
 from tiprctl.errors import UsageError
 from tiprctl.gallery.places import is_remote
@@ -86,14 +86,14 @@ def add(
     if (address is not None and engine != "ray") or (is_remote(source) and engine != "ray"):
         where, what = ("--address", "A cluster") if address is not None else (source, "An object store")
         raise UsageError(f"{what} is for Ray alone", where=where, remedy="Add --engine ray.")
-    request = Request(source, gallery, model, camera_from, time_from, metadata, follow_links, device)
+    options = IndexOptions(source, gallery, model, camera_from, time_from, metadata, follow_links, device)
     if engine == "ray":
         from tiprctl.cli.index_cluster import add_with_ray
 
-        add_with_ray(request, address, batch_size, json=json)
+        add_with_ray(options, address, batch_size, json=json)
         return
-    session = open_session(request)
-    changes = session.bring(manner_of(batch_size, workers))
+    session = open_session(options)
+    changes = session.bring(reading_of(batch_size, workers))
     session.finish(changes, json=json)
 
 
@@ -120,10 +120,10 @@ def sync(
     of the folder's images are no more, nothing is done without --yes: the folder
     may not be mounted.
     """
-    request = Request(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
+    options = IndexOptions(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
     _refuse_list(folder, "sync")
-    session = open_session(request, allow_empty=True)
-    changes = session.bring(manner_of(batch_size, workers), drop=True, drop_many=yes)
+    session = open_session(options, allow_empty=True)
+    changes = session.bring(reading_of(batch_size, workers), drop=True, drop_many=yes)
     session.finish(changes, json=json)
 
 
@@ -152,16 +152,16 @@ def watch(
     from tiprctl.gallery.listing import list_images
     from tiprctl.gallery.watching import watch as look_again
 
-    request = Request(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
+    options = IndexOptions(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
     _refuse_list(folder, "watch")
-    session = open_session(request, allow_empty=True)
+    session = open_session(options, allow_empty=True)
     follow = session.origin.follow_links
-    manner = manner_of(batch_size, workers)
+    reading = reading_of(batch_size, workers)
     render.note(f"Watching {folder} every {every:g} s; Ctrl-C ends it.")
     try:
         for changes in look_again(
             lambda: list_images(folder, follow_links=follow, allow_empty=True),
-            lambda listing: session.bring(manner, listing=listing),
+            lambda listing: session.bring(reading, listing=listing),
             every=every,
             once=once,
             tell=render.warning,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from tiprctl.cli import render
 from tiprctl.cli.index_session import (
-    Request,
+    IndexOptions,
     Session,
     describe_origin,
     find_store,
     load_model,
-    manner_of,
     open_session,
     open_store,
+    reading_of,
 )
 from tiprctl.gallery.places import absolute, is_remote
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tiprctl.vector_model import VectorModel
 
 
-def add_with_ray(request: Request, address: str | None, batch_size: int, *, json: bool) -> None:
+def add_with_ray(options: IndexOptions, address: str | None, batch_size: int, *, json: bool) -> None:
     """Add the images that the gallery has not; one that changed keeps its row.
 
     Raises:
@@ -34,34 +34,34 @@ def add_with_ray(request: Request, address: str | None, batch_size: int, *, json
     from tiprctl.gallery.cluster import add_with_ray as embed
     from tiprctl.gallery.origins import begin, end, remember
 
-    session, root, images = _open(request)
+    session, root, images = _open(options)
     store, origin, model = session.store, session.origin, session.model
-    manner = manner_of(batch_size, None, session.describer)
-    loaded = partial(_loaded, absolute(request.model or store.identity.source), request.device)
+    reading = reading_of(batch_size, None, session.describer)
+    loaded = partial(_loaded, absolute(options.model or store.identity.source), options.device)
     begun = begin(store, origin, "add")
     remember(store, begun)
     try:
-        changes = embed(store, root, images, loaded, model.image_size, manner, address=address)
+        changes = embed(store, root, images, loaded, model.image_size, reading, address=address)
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
-    if not end(store, begun, origin, session.images and session.images.listing, manner, changes):
+    if not end(store, begun, origin, session.images and session.images.listing, reading, changes):
         render.warning("Images of an object store that the gallery had already keep the columns that they have.")
     session.finish(changes, json=json)
 
 
-def _open(request: Request) -> tuple[Session, str, Iterable[ImageFile]]:
+def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile]]:
     """The gallery with its model; the place that the images lie below, and the images."""
-    if not is_remote(request.source):
-        session = open_session(request)
+    if not is_remote(options.source):
+        session = open_session(options)
         return session, session.images.listing.root_key, session.images.listing.images
     from tiprctl.gallery.cluster_sources import list_objects
 
-    root, known = request.source.rstrip("/"), find_store(request)
-    origin = describe_origin(request, known, root, root)
-    model = load_model(request, known)
+    root, known = options.source.rstrip("/"), find_store(options)
+    origin = describe_origin(options, known, root, root)
+    model = load_model(options, known)
     describer = origin.describer()
-    store = open_store(request, known, model, describer)
+    store = open_store(options, known, model, describer)
     return Session(store, model, origin, describer, None), root, list_objects(root)
 
 

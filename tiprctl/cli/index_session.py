@@ -12,7 +12,7 @@ import typer
 from tiprctl.cli import render
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.adding import Changes, Manner
+    from tiprctl.gallery.adding import Changes, Reading
     from tiprctl.gallery.inputs import Input
     from tiprctl.gallery.listing import Listing
     from tiprctl.gallery.metadata import Describer, MetadataTable
@@ -37,7 +37,7 @@ GalleryName = Annotated[str, typer.Option("--gallery", help="The gallery, as gal
 
 
 @dataclass(frozen=True)
-class Request:
+class IndexOptions:
     """What the commands have in common, as the user gave it."""
 
     source: str
@@ -61,7 +61,7 @@ class Session:
     images: Input | None
 
     def bring(
-        self, manner: Manner, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
+        self, reading: Reading, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
     ) -> Changes:
         """Bring the gallery up to date with the images, or with those of another listing of the same folder."""
         from tiprctl.gallery.adding import EmbeddingInterrupted
@@ -73,7 +73,7 @@ class Session:
                 self.origin,
                 listing or self.images.listing,
                 self.model,
-                replace(manner, describer=self.describer),
+                replace(reading, describer=self.describer),
                 drop=drop,
                 drop_many=drop_many,
             )
@@ -108,7 +108,7 @@ class Session:
         keep_indexed(self.store, self.model)
 
 
-def open_session(request: Request, *, allow_empty: bool = False) -> Session:
+def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session:
     """The gallery, made where there is none, the model and the images; tells which they are.
 
     Raises:
@@ -116,61 +116,63 @@ def open_session(request: Request, *, allow_empty: bool = False) -> Session:
     """
     from tiprctl.gallery.inputs import name_of, read_input, root_of
 
-    known, source = find_store(request), Path(request.source)
-    origin = describe_origin(request, known, name_of(source), root_of(source))
+    known, source = find_store(options), Path(options.source)
+    origin = describe_origin(options, known, name_of(source), root_of(source))
     images = read_input(source, follow_links=origin.follow_links, allow_empty=allow_empty)
     describer = origin.describer(images.table)
     # A table that was named for a folder above has rows of images that are not below this one.
     if origin.metadata and origin.metadata_root == images.listing.root_key:
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)
-    model = load_model(request, known)
-    store = open_store(request, known, model, describer)
-    render.note(f"Images: {len(images.listing.images):,} in {request.source}; gallery: {len(store):,} rows")
+    model = load_model(options, known)
+    store = open_store(options, known, model, describer)
+    render.note(f"Images: {len(images.listing.images):,} in {options.source}; gallery: {len(store):,} rows")
     return Session(store, model, origin, describer, images)
 
 
-def find_store(request: Request) -> GalleryStore | None:
+def find_store(options: IndexOptions) -> GalleryStore | None:
     """The gallery, where there is one."""
     from tiprctl.gallery.store import GalleryStore, exists
 
-    return GalleryStore.open(request.gallery) if exists(request.gallery) else None
+    return GalleryStore.open(options.gallery) if exists(options.gallery) else None
 
 
-def open_store(request: Request, known: GalleryStore | None, model: VectorModel, describer: Describer) -> GalleryStore:
+def open_store(
+    options: IndexOptions, known: GalleryStore | None, model: VectorModel, describer: Describer
+) -> GalleryStore:
     """The gallery that is known, else a new one; raises UsageError where it is of another model."""
     from tiprctl.gallery.schema import ModelIdentity
     from tiprctl.gallery.store import GalleryStore
 
     render.note(f"Model: {model.description}")
     if known is None:
-        return GalleryStore.create(request.gallery, ModelIdentity.of(model), describer.types)
+        return GalleryStore.create(options.gallery, ModelIdentity.of(model), describer.types)
     known.check_model(model)
     return known
 
 
-def describe_origin(request: Request, store: GalleryStore | None, name: str, root: str) -> Origin:
+def describe_origin(options: IndexOptions, store: GalleryStore | None, name: str, root: str) -> Origin:
     """What the user says of the images, whose paths are below `root`; where nothing is said, what the gallery remembers."""
     from tiprctl.gallery.origins import Origin, recall_for
 
     remembered = recall_for(name, store.settings()) if store else None
     origin = remembered.origin if remembered else Origin(name)
-    said = {"camera_from": request.camera_from, "time_from": request.time_from}
-    said["metadata"] = request.metadata and (NONE if str(request.metadata) == NONE else str(request.metadata.resolve()))
+    said = {"camera_from": options.camera_from, "time_from": options.time_from}
+    said["metadata"] = options.metadata and (NONE if str(options.metadata) == NONE else str(options.metadata.resolve()))
     if said["metadata"]:
         said["metadata_root"] = root
     changed = {option: None if value == NONE else value for option, value in said.items() if value is not None}
-    if request.follow_links is not None:
-        changed["follow_links"] = request.follow_links
+    if options.follow_links is not None:
+        changed["follow_links"] = options.follow_links
     return replace(origin, **changed).as_read()
 
 
-def load_model(request: Request, store: GalleryStore | None) -> VectorModel:
+def load_model(options: IndexOptions, store: GalleryStore | None) -> VectorModel:
     """The model named, else the gallery's own, else, of a new gallery, that of the newest finished run."""
     from tiprctl.cli.own_model import own_model
     from tiprctl.vector_model import load_vector_model
 
-    load = partial(load_vector_model, device=request.device, bulk=True, tell=render.warning)
-    return load(request.model) if request.model or store is None else own_model(store.identity, load)
+    load = partial(load_vector_model, device=options.device, bulk=True, tell=render.warning)
+    return load(options.model) if options.model or store is None else own_model(store.identity, load)
 
 
 def warn_of_rows_beside(file: str, table: MetadataTable, listing: Listing) -> None:
@@ -231,12 +233,12 @@ def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:
     return put_in_order(store, probes=probes, notes=lambda step: render.note(f"{step} …"))
 
 
-def manner_of(batch_size: int, workers: int | None, describer: Describer | None = None) -> Manner:
+def reading_of(batch_size: int, workers: int | None, describer: Describer | None = None) -> Reading:
     """How images are read, with a bar that shows how many a second."""
-    from tiprctl.gallery.adding import Manner
+    from tiprctl.gallery.adding import Reading
     from tiprctl.gallery.metadata import Describer
 
-    return Manner(describer or Describer(), batch_size, workers, _progress)
+    return Reading(describer or Describer(), batch_size, workers, _progress)
 
 
 def _progress(total: int) -> Any:

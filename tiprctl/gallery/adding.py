@@ -78,7 +78,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Manner:
+class Reading:
     """How images are read.
 
     Attributes:
@@ -94,7 +94,7 @@ class Manner:
     progress: Progress = lambda total: nullcontext(lambda done: None)
 
 
-def add(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner = Manner()) -> Changes:
+def add(store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading = Reading()) -> Changes:
     """Embed the images that are new or changed since they were embedded; no row is taken out but theirs.
 
     Several processes may add at once: each skips what another has committed.
@@ -105,12 +105,12 @@ def add(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manne
         UsageError: the gallery is of another model, a column does not fit, or a pattern matches no image at all.
         TiprError: the model's vectors are unusable.
     """
-    inventory = _prepared(store, listing, model, manner)
-    return _Bringing(store, inventory, inventory.compare(store), model, manner).run()
+    inventory = _prepared(store, listing, model, reading)
+    return _Run(store, inventory, inventory.compare(store), model, reading).run()
 
 
 def sync(
-    store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner = Manner(), *, drop_many: bool = False
+    store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading = Reading(), *, drop_many: bool = False
 ) -> Changes:
     """As `add`, and take out the rows of files that are no more in the listed folder.
 
@@ -124,17 +124,17 @@ def sync(
     Raises:
         UsageError: the folder lost that many, or as `add`. As `add` otherwise.
     """
-    inventory = _prepared(store, listing, model, manner)
+    inventory = _prepared(store, listing, model, reading)
     comparison = inventory.compare(store)
     if not drop_many:
         refuse_great_loss(listing, comparison)
-    changes = _Bringing(store, inventory, comparison, model, manner).run()
+    changes = _Run(store, inventory, comparison, model, reading).run()
     changes.removed += store.remove_unchanged(still_gone(comparison))
     return changes
 
 
 def describe_again(
-    store: GalleryStore, listing: Listing, manner: Manner, columns: Collection[str] | None = None
+    store: GalleryStore, listing: Listing, reading: Reading, columns: Collection[str] | None = None
 ) -> int:
     """Tell the columns of the listed images anew that have a row which is up to date; how many there are.
 
@@ -143,42 +143,42 @@ def describe_again(
     Args:
         columns: which ones; None means all that the describer can tell anew.
     """
-    store.add_columns(manner.describer.types)
+    store.add_columns(reading.describer.types)
     inventory = Inventory(listing)
     places = np.setdiff1d(np.arange(len(listing.images)), inventory.compare(store).wanted)
     images = listing.images.take(places)
-    with manner.progress(len(images)) as advance:
+    with reading.progress(len(images)) as advance:
         for start in range(0, len(images), ROWS_AT_ONCE):
             some = images[start : start + ROWS_AT_ONCE]
-            facts = manner.describer.facts(list(some), listing.root, inventory.root)
+            facts = reading.describer.facts(list(some), listing.root, inventory.root)
             store.revise(facts if columns is None else facts.select([KEY, *columns]))
             advance(len(some))
     return len(images)
 
 
-def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, manner: Manner) -> Inventory:
+def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading) -> Inventory:
     store.check_model(model)
     # Another process may be adding the same columns at this moment.
-    settled(store, lambda: store.add_columns(manner.describer.types))
+    settled(store, lambda: store.add_columns(reading.describer.types))
     store.refresh()
     return Inventory(listing)
 
 
-class _Bringing:
+class _Run:
     """One run of bringing a gallery up to date."""
 
     def __init__(
-        self, store: GalleryStore, inventory: Inventory, comparison: Comparison, model: VectorModel, manner: Manner
+        self, store: GalleryStore, inventory: Inventory, comparison: Comparison, model: VectorModel, reading: Reading
     ):
         listing, wanted = inventory.listing, comparison.wanted
         self.store = store
         self.inventory = inventory
         self.comparison = comparison
         self.model = model
-        self.manner = manner
+        self.reading = reading
         self.total = len(wanted)
         self.work = Work(listing.images, wanted)
-        self.writer = RowWriter(store, inventory.root, manner.describer)
+        self.writer = RowWriter(store, inventory.root, reading.describer)
         self.failed: list[Unreadable] = []
         self.changes = Changes(len(listing.images), unchanged=len(listing.images) - self.total)
         self.next_look = 0.0
@@ -186,7 +186,7 @@ class _Bringing:
     def run(self) -> Changes:
         self._check_patterns()
         try:
-            with self.manner.progress(self.total) as advance:
+            with self.reading.progress(self.total) as advance:
                 self._embed(self.work, advance, self.comparison.reusable)
                 self.writer.commit()
                 self._embed(iter(self.writer.left_over), advance)
@@ -199,7 +199,7 @@ class _Bringing:
 
     def _check_patterns(self) -> None:
         """Tell of patterns that do not match; one that matches no image of a new folder is a mistake."""
-        self.changes.unmatched = self.manner.describer.unmatched(self.inventory.keys(self.comparison.wanted))
+        self.changes.unmatched = self.reading.describer.unmatched(self.inventory.keys(self.comparison.wanted))
         for one in self.changes.unmatched:
             if one.count == one.of and not self.comparison.rows:
                 raise UsageError(
@@ -214,10 +214,10 @@ class _Bringing:
             self.inventory.listing.root,
             images,
             self.model,
-            batch_size=self.manner.batch_size,
-            workers=self.manner.workers,
+            batch_size=self.reading.batch_size,
+            workers=self.reading.workers,
             known=reusable,
-            read_time=self.manner.describer.read_time,
+            read_time=self.reading.describer.read_time,
         )
         with closing(batches):
             for batch in batches:

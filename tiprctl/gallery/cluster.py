@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from tiprctl.errors import TiprError
-from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Manner
+from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Reading
 from tiprctl.gallery.cluster_commits import Committer
 from tiprctl.gallery.cluster_session import actors_for, connected, told_by_worker
 from tiprctl.gallery.cluster_stages import Decode, Embed, Write, unreadable_of
@@ -53,7 +53,7 @@ def add_with_ray(
     images: Iterable[ImageFile],
     load_model: Callable[[], VectorModel],
     image_size: tuple[int, int],
-    manner: Manner | None = None,
+    reading: Reading | None = None,
     *,
     address: str | None = None,
     layout: Layout | None = None,
@@ -69,7 +69,7 @@ def add_with_ray(
         images: below `root`; taken as they are needed, each path once.
         load_model: called once in each process that embeds.
         image_size: (H, W) of the pixels that the model takes.
-        manner: its `workers` are not used, and its progress is begun anew for each round of images.
+        reading: its `workers` are not used, and its progress is begun anew for each round of images.
         address: of the cluster; None works on this machine.
 
     Raises:
@@ -77,11 +77,11 @@ def add_with_ray(
         UsageError: Ray is missing, or its cluster is, or a worker loads another model than the gallery's.
         EngineError: the gallery cannot be written. TiprError: the workers failed.
     """
-    manner = manner or Manner()
-    store.add_columns(manner.describer.types)
+    reading = reading or Reading()
+    store.add_columns(reading.describer.types)
     store.refresh()
     with connected(address) as ray:
-        job = _Job(ray, store, root, manner, layout or Layout(), load_model, image_size)
+        job = _Job(ray, store, root, reading, layout or Layout(), load_model, image_size)
         for chosen in _portions(job.new(images), job.round_images):
             job.run(chosen)
     return job.changes
@@ -95,19 +95,19 @@ class _Job:
         ray: ModuleType,
         store: GalleryStore,
         root: str,
-        manner: Manner,
+        reading: Reading,
         layout: Layout,
         load_model: Callable[[], VectorModel],
         image_size: tuple[int, int],
     ):
         self.ray = ray
         self.root = root
-        self.manner = manner
+        self.reading = reading
         self.layout = layout
         self.actors = actors_for(ray, layout.actors)
         self.round_images = _IMAGES_PER_ACTOR * self.actors.count
-        self.decode = Decode(image_size, manner.describer.read_time)
-        self.embedder = (store.uri, load_model, manner.batch_size)
+        self.decode = Decode(image_size, reading.describer.read_time)
+        self.embedder = (store.uri, load_model, reading.batch_size)
         self.write = Write(store.uri, store.schema)
         # The committer counts on having been made at the version whose paths are known.
         self.committer = Committer(store)
@@ -124,7 +124,7 @@ class _Job:
 
     def run(self, images: Sequence[ImageFile]) -> None:
         """Embed these and commit their rows, the last ones however it ends."""
-        with self.manner.progress(len(images)) as advance:
+        with self.reading.progress(len(images)) as advance:
             pending = _Pending(self.committer, self.changes)
             try:
                 for written in self._written(images):
@@ -140,7 +140,7 @@ class _Job:
 
     def _written(self, images: Sequence[ImageFile]) -> Iterator[Mapping[str, Any]]:
         """Rows of `WRITTEN`, as the workers finish them, in any order."""
-        blocks = [_rows(some, self.root, self.manner.describer) for some in _portions(images, self.layout.block)]
+        blocks = [_rows(some, self.root, self.reading.describer) for some in _portions(images, self.layout.block)]
         arrow = {"batch_format": "pyarrow"}
         model = self.ray.data.ActorPoolStrategy(size=min(self.actors.count, len(blocks)))
         data = (

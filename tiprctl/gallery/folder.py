@@ -14,7 +14,7 @@ import numpy as np
 
 from tiprctl.errors import InputError, TiprError
 from tiprctl.gallery import finding
-from tiprctl.gallery.adding import Changes, Manner, Progress, sync
+from tiprctl.gallery.adding import Changes, Progress, Reading, sync
 from tiprctl.gallery.cache import cache_folder, discard, mark_used, prune
 from tiprctl.gallery.embedding import have_unit_length
 from tiprctl.gallery.engine import EngineError, ObstacleError, faults
@@ -92,7 +92,7 @@ def open_folder(
         compiled(store, where)
     # What cannot be looked at now must not be found: told of it, `sync` would keep its rows.
     readable = replace(listing, unreadable=[])
-    bring = partial(sync, listing=readable, model=model, manner=Manner(batch_size=batch_size, progress=progress))
+    bring = partial(sync, listing=readable, model=model, reading=Reading(batch_size=batch_size, progress=progress))
     try:
         changes = bring(store, drop_many=True)
     except EngineError as error:

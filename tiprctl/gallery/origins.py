@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tiprctl.errors import InputError
-from tiprctl.gallery.adding import Changes, Manner, Progress, add, describe_again, sync
+from tiprctl.gallery.adding import Changes, Progress, Reading, add, describe_again, sync
 from tiprctl.gallery.embedding import content_hash
 from tiprctl.gallery.inputs import TABLES
 from tiprctl.gallery.listing import Listing
@@ -136,7 +136,7 @@ def bring(
     origin: Origin,
     listing: Listing,
     model: VectorModel,
-    manner: Manner,
+    reading: Reading,
     *,
     drop: bool = False,
     drop_many: bool = False,
@@ -149,12 +149,12 @@ def bring(
         As `add` and `sync`.
     """
     begun = begin(store, origin, "sync" if drop else "add")
-    watched = replace(manner, progress=_remembering(store, begun, manner.progress))
+    watched = replace(reading, progress=_remembering(store, begun, reading.progress))
     if drop:
         changes = sync(store, listing, model, watched, drop_many=drop_many)
     else:
         changes = add(store, listing, model, watched)
-    end(store, begun, origin, listing, manner, changes)
+    end(store, begun, origin, listing, reading, changes)
     return changes
 
 
@@ -171,7 +171,7 @@ def begin(store: GalleryStore, origin: Origin, command: str) -> Remembered:
 
 
 def end(
-    store: GalleryStore, begun: Remembered, origin: Origin, listing: Listing | None, manner: Manner, changes: Changes
+    store: GalleryStore, begun: Remembered, origin: Origin, listing: Listing | None, reading: Reading, changes: Changes
 ) -> bool:
     """Describe the rows anew that were left as they were, where the origin tells otherwise than before; remember that
     it came to its end.
@@ -184,13 +184,13 @@ def end(
     Returns:
         Whether all rows are described as the origin tells.
     """
-    columns = None if begun.outdated else manner.describer.types
+    columns = None if begun.outdated else reading.describer.types
     if changes.unchanged and (begun.outdated or (columns and begun.origin.metadata_hash != origin.metadata_hash)):
         if listing is None:
             remember(store, replace(begun, unfinished=None))
             return False
         remember(store, begun)
-        changes.described = describe_again(store, listing, manner, columns)
+        changes.described = describe_again(store, listing, reading, columns)
     remember(store, Remembered(origin))
     return True
 
