@@ -40,8 +40,8 @@ from tiprctl.gallery.store import GalleryStore
 TOP = 10
 WAYS = {"exact": sys.maxsize, "index": 0}
 """Up to how many rows all are compared, for each way to be taken always."""
-FEW = 10
-"""Queries of each kind in the way that is not taken."""
+FEW = 5
+"""Queries of each kind in the way that is not taken, of which some take seconds."""
 FIRST = 3
 """Processes whose first search is timed."""
 SHARES = {"half": 0.5, "tenth": 0.1, "hundredth": 0.01, "thousandth": 0.001}
@@ -135,8 +135,13 @@ def make(case: Case) -> Made:
     return Made(spent, optimised, size, tuning.share, tuning.refine)
 
 
-def truth(case: Case, queries: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers of the `TOP` best rows for each query `(Q, TOP)` by filter, by ranking all vectors without tiprctl."""
+def truth(case: Case) -> dict[str, dict[str, np.ndarray]]:
+    """The numbers of the `TOP` best rows for each query `(Q, TOP)`, in any order, by filter and by kind of query.
+
+    All vectors are compared, without tiprctl.
+    """
+    asked = case.asked()
+    queries = np.concatenate(list(asked.values()))
     best = {name: (np.empty((len(queries), 0)), np.empty((len(queries), 0), int)) for name in ("", *SHARES)}
     for first, vectors, taken_by in case.parts():
         scores = queries @ vectors.T
@@ -144,9 +149,9 @@ def truth(case: Case, queries: np.ndarray) -> dict[str, np.ndarray]:
             mine = np.flatnonzero(taken_by == name) if name else np.arange(len(vectors))
             known = np.concatenate([known, scores[:, mine]], axis=1)
             numbers = np.concatenate([numbers, np.broadcast_to(first + mine, (len(queries), len(mine)))], axis=1)
-            chosen = np.argsort(-known, axis=1, kind="stable")[:, :TOP]
+            chosen = np.argpartition(-known, min(TOP, known.shape[1]) - 1, axis=1)[:, :TOP]
             best[name] = np.take_along_axis(known, chosen, 1), np.take_along_axis(numbers, chosen, 1)
-    return {name: numbers for name, (_, numbers) in best.items()}
+    return {name: dict(zip(asked, np.split(numbers, len(asked)))) for name, (_, numbers) in best.items()}
 
 
 @contextmanager
@@ -169,21 +174,20 @@ def first_search(case: Case, way: str) -> float:
 
 
 def search(case: Case, best: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[list[Searched], int]:
-    """Every filter, with the true best rows by kind of query and filter; and the most memory of the process, bytes.
+    """Every filter, with the true best rows of `truth`; and the most memory of the process, bytes.
 
     The way that is not taken comes last, since it may take more memory.
     """
     store = GalleryStore.open(case.folder)
     asked = case.asked()
-    true = {name: {kind: best[kind][name] for kind in asked} for name in ("", *SHARES)}
-    taken = [search_filtered(store, asked, name, rows) for name, rows in true.items()]
+    taken = [search_filtered(store, asked, name, rows) for name, rows in best.items()]
     memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     few = {kind: queries[:FEW] for kind, queries in asked.items()}
     found = []
     for one in taken:
         found.append(one)
         with always("index" if one.exact else "exact"):
-            other = search_filtered(store, few, one.filter, true[one.filter])
+            other = search_filtered(store, few, one.filter, best[one.filter])
         # The index does not rank as few rows as some filters leave.
         if other.exact != one.exact:
             found.append(replace(other, taken=False))
@@ -224,8 +228,7 @@ def alone(work: Callable[..., Any], *args: Any) -> Any:
 def measure(case: Case) -> tuple[list[tuple[str, ...]], str, dict[str, Any]]:
     """The table's rows, a note and the figures of one gallery."""
     made = alone(make, case)
-    asked = case.asked()
-    best = {kind: alone(truth, case, queries) for kind, queries in asked.items()}
+    best = alone(truth, case)
     first = {way: median(alone(first_search, case, way) for _ in range(FIRST)) for way in WAYS}
     searched, memory = alone(search, case, best)
     note = (

@@ -157,6 +157,13 @@ def test_filters_lose_nothing(where, exactly, large, through_index):
     assert all(inside.issuperset(paths(one)) for one in found)
 
 
+def test_a_gallery_that_has_become_small_is_searched_exactly(large, through_index, monkeypatch):
+    assert not find(large, unit(1), 3, where="camera = 'even'")[0].exact
+    monkeypatch.setattr(finding, "EXACT_ROWS", ROWS)
+    assert find(large, unit(1), 3)[0].exact
+    assert find(large, unit(1), 3, where="camera = 'even'")[0].exact
+
+
 def test_a_deep_ranking_is_exact(large, through_index):
     found = find(large, unit(1), 200)[0]
     assert found.exact and len(found) == 200

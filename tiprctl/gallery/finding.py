@@ -133,7 +133,8 @@ class _Search:
         """The row ids for each query, best first; None where it is better searched exactly."""
         matching = self.store.count(self.where)
         total = len(self.store) if self.where is not None else matching
-        if matching <= (EXACT_ROWS if matching == total else _SELECTED_ROWS) or indexed_rows(self.store) is None:
+        few = total <= EXACT_ROWS or (matching < total and matching <= _SELECTED_ROWS)
+        if few or indexed_rows(self.store) is None:
             return [None] * len(self.queries)
         tuning, selectivity = read_tuning(self.store), matching / total
         if tuning is not None and not tuning.suffices:
