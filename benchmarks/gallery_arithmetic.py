@@ -22,6 +22,7 @@ from _crops import BLOCK, Crops
 from _report import Report, parser, publish, survey
 
 from tiprctl.gallery.cluster_commits import Committer
+from tiprctl.gallery.cluster_rows import STAMP_BYTES
 from tiprctl.gallery.cluster_stages import REASON, Write
 from tiprctl.gallery.digests import BYTES
 from tiprctl.gallery.schema import OWN_COLUMNS, ModelIdentity
@@ -33,7 +34,7 @@ FRAGMENT = 8192
 """Rows of a file that a cluster's task writes."""
 HOURS = 3600
 PLACE_BYTES = 8
-"""Of a path among those that the driver of a job knows, beside its digest."""
+"""Of a path among those that the driver of a job knows, beside its digest and the stamp of its file."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def needs(rows: int, sizes: Sizes, measured: Measured, assumed: Assumed) -> Need
         rows,
         vectors,
         index,
-        driver=rows * (BYTES + PLACE_BYTES),
+        driver=rows * (BYTES + PLACE_BYTES + STAMP_BYTES),
         entries=math.ceil(rows / FRAGMENT) * sizes.fragment,
         core_hours=core_hours,
         gpu_hours=gpu_hours,
@@ -159,7 +160,7 @@ def table(found: Sequence[Needs]) -> list[tuple[str, ...]]:
     return [
         ("vectors and columns on disk", *(gigabytes(each.vectors) for each in found)),
         ("vector index on disk, and in memory to be quick", *(gigabytes(each.index) for each in found)),
-        ("known paths, in the driver's memory", *(gigabytes(each.driver) for each in found)),
+        ("known rows, in the driver's memory", *(gigabytes(each.driver) for each in found)),
         ("list of files, written by each commit", *(gigabytes(each.entries) for each in found)),
         ("embedding, core hours", *(f"{each.core_hours:,.0f}" for each in found)),
         ("embedding, GPU hours (assumed rate)", *(f"{each.gpu_hours:,.1f}" for each in found)),

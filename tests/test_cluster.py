@@ -22,18 +22,20 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import ImageError, InputError, UsageError
-from tiprctl.gallery import cluster_commits, cluster_session
+from tiprctl.gallery import cluster_commits, cluster_session, upkeep
 from tiprctl.gallery.adding import Reading, add
 from tiprctl.gallery.cluster import Layout, add_with_ray
 from tiprctl.gallery.cluster_commits import Committer
+from tiprctl.gallery.cluster_rows import KnownRows
 from tiprctl.gallery.cluster_session import connected
 from tiprctl.gallery.cluster_sources import list_objects, read_image
 from tiprctl.gallery.cluster_stages import REASON, Decode, Write
-from tiprctl.gallery.listing import list_images
+from tiprctl.gallery.listing import ImageFile, Listing, list_images
 from tiprctl.gallery.metadata import Describer
 from tiprctl.gallery.patterns import PathPattern
 from tiprctl.gallery.schema import OWN_COLUMNS, ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.store import GalleryStore, Written
+from tiprctl.gallery.vector_index import tidy
 
 LAYOUT = Layout(actors=2, block=4, fragment=8)
 SIZE = (4, 3)
@@ -128,15 +130,25 @@ def test_two_processes_make_the_rows_that_one_would(ray_cluster, store, crops, t
     assert {row["camera"] for row in rows_of(store.uri)} == {"cam_0", "cam_1"}
 
 
-def test_given_again_it_embeds_what_is_new(ray_cluster, store, crops, tmp_path):
-    images = list_images(crops).images
-    embed(store, crops, images[:10])
+def test_given_again_it_embeds_what_is_new_or_changed(ray_cluster, store, crops, tmp_path):
+    """Ten images have their rows. Of these one was painted over, one damaged, and one damaged and added anew."""
+    first = list_images(crops).images[:10]
+    add(store, Listing(crops, first, []), Colours())
+    painted, damaged = crops / "cam_0/00.png", crops / "cam_0/02.png"
+    Image.new("RGB", SIZE[::-1], "white").save(painted)
+    damaged.write_bytes(b"")
     notes = tmp_path / "notes"
     notes.mkdir()
-    changes = embed(store, crops, model=partial(Colours, notes))
-    assert (changes.unchanged, changes.added) == (10, 14)
-    assert len(list(notes.iterdir())) == 4, "fourteen images are four blocks of four, no more"
-    assert len(set(paths_of(store.uri))) == len(paths_of(store.uri)) == 24
+    listed = list_images(crops).images
+    changes = embed(store, crops, listed, model=partial(Colours, notes))
+    assert (changes.images, changes.unchanged, changes.added, changes.updated, changes.removed) == (24, 8, 14, 1, 1)
+    assert [Path(each.path).name for each in changes.unreadable] == ["02.png"]
+    assert len(list(notes.iterdir())) == 5, "fourteen images are four blocks of four, what changed is one"
+    alone = new_store(tmp_path / "alone.lance")
+    add(alone, list_images(crops), Colours())
+    assert rows_of(store.uri) == rows_of(alone.uri)
+    files = {file.path for each in lance.dataset(store.uri).get_fragments() for file in each.metadata.files}
+    assert files_of(store) == files, "what a worker wrote of a changed image is deleted"
 
 
 def test_a_killed_worker_costs_time_and_no_row(ray_cluster, store, crops, tmp_path):
@@ -204,12 +216,12 @@ def test_a_commit_leaves_out_what_another_writer_added(store):
     row = written(store, "/a", "/b")
     other = GalleryStore.open(store.uri)
     other.put(pa.table({"path": ["/b"], "hash": ["theirs"], "vector": [[0.0, 1.0, 0.0]]}))
-    assert committer.commit([row]) == 1
+    assert committer.commit([row]).inserted == 1
     assert [(each["path"], each["hash"]) for each in rows_of(store.uri)] == [("/a", None), ("/b", "theirs")]
     committed = {file.path for each in lance.dataset(store.uri).get_fragments() for file in each.metadata.files}
     assert files_of(store) == committed, "the file of the double is deleted"
-    assert committer.commit([written(store, "/b")]) == 0, "another writer's rows count for all later commits"
-    assert committer.commit([]) == 0
+    assert committer.commit([written(store, "/b")]).inserted == 0, "another writer's rows count for all later commits"
+    assert committer.commit([]).inserted == 0
 
 
 def test_a_writer_between_the_comparison_and_the_commit_loses_and_makes_no_double(store, monkeypatch):
@@ -224,8 +236,50 @@ def test_a_writer_between_the_comparison_and_the_commit_loses_and_makes_no_doubl
         return merged(fragments)
 
     monkeypatch.setattr(committer, "_merged", late)
-    assert committer.commit([row]) == 1
+    assert committer.commit([row]).inserted == 1
     assert paths_of(store.uri) == ["/a", "/b"]
+
+
+def test_rows_of_changed_images_replace_those_of_the_same_paths(store):
+    store.put(pa.table({"path": ["/a", "/b"], "hash": ["old", "old"], "vector": [[0.0, 1.0, 0.0]] * 2}))
+    committer = Committer(store)
+    assert committer.replace([written(store, "/a"), written(store, "/c")]) == Written(1, 1)
+    assert [(each["path"], each["hash"]) for each in rows_of(store.uri)] == [("/a", None), ("/b", "old"), ("/c", None)]
+    assert committer.commit([written(store, "/d")]) == Written(1, 0)
+    assert paths_of(store.uri) == ["/a", "/b", "/c", "/d"]
+
+
+def test_images_are_wanted_unless_their_row_has_their_size_and_time(store):
+    rows = {"path": ["/in/a", "/in/b", "/in/c", "/in/d"], "size": [1, 1, 1, None], "mtime_ns": [5, 5, 5, 5]}
+    store.put(pa.table(rows | {"vector": [[0.0, 1.0, 0.0]] * 4}))
+    known = KnownRows(store)
+    images = [ImageFile("a", 1, 5), ImageFile("b", 2, 5), ImageFile("c", 1, 4), ImageFile("d", 1, 5)]
+    wanted = known.wanted("/in", [*images, ImageFile("e", 1, 5)])
+    assert [(each.image.path, each.row) for each in wanted] == [
+        ("b", (1, 5)), ("c", (1, 5)), ("d", (-1, 5)), ("e", None)
+    ]  # fmt: skip
+    stale = known.stale("/in", wanted[:3], {"/in/c", "/in/e"})
+    assert stale.to_pylist() == [{"path": "/in/c", "size": 1, "mtime_ns": 5}]
+    assert store.remove_unchanged(stale) == 1
+    assert [
+        each.image.path for each in KnownRows(GalleryStore.in_memory(store.identity)).wanted("/in", images)
+    ] == list("abcd")
+
+
+def test_a_compaction_that_began_before_a_commit_is_begun_anew(store, monkeypatch):
+    for path in ("/a", "/b"):
+        store.put(pa.table({"path": [path], "vector": [[0.0, 1.0, 0.0]]}))
+    compact, row = upkeep.compact, [written(store, "/c")]
+
+    def late(stale):
+        if row:
+            Committer(GalleryStore.open(store.uri)).commit([row.pop()])
+        return compact(stale)
+
+    monkeypatch.setattr(upkeep, "compact", late)
+    tidy(store)
+    assert paths_of(store.uri) == ["/a", "/b", "/c"]
+    assert len(lance.dataset(store.uri).get_fragments()) == 1
 
 
 def test_a_writer_with_a_stale_view_finds_the_committed_rows(store):
@@ -370,7 +424,7 @@ def test_images_and_gallery_in_an_object_store(s3, crops):
     rival = GalleryStore.open(store.uri)
     committer, row = Committer(rival), written(rival, "/a", "/b")
     store.put(pa.table({"path": ["/b"], "vector": [[0.0, 1.0, 0.0]]}))
-    assert committer.commit([row]) == 1
+    assert committer.commit([row]).inserted == 1
     assert rival.count() == 26
 
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from tiprctl.errors import TiprError
 from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Reading
-from tiprctl.gallery.cluster_commits import Committer
+from tiprctl.gallery.cluster_commits import Committer, Pending
+from tiprctl.gallery.cluster_rows import KnownRows, Wanted
 from tiprctl.gallery.cluster_session import actors_for, connected, told_by_worker
-from tiprctl.gallery.cluster_stages import Decode, Embed, Write, unreadable_of
-from tiprctl.gallery.digests import DigestSet
+from tiprctl.gallery.cluster_stages import Decode, Embed, Write
 from tiprctl.gallery.embedding import ReadImage
 from tiprctl.gallery.listing import ImageFile
 from tiprctl.gallery.metadata import Describer
-from tiprctl.gallery.places import key_of
-from tiprctl.gallery.schema import KEY
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.store import GalleryStore, Written
+from tiprctl.gallery.upkeep import settled
 from tiprctl.vector_model import VectorModel
 
+T = TypeVar("T")
 _IMAGES_PER_ACTOR = 100_000
 """Of a round: Ray starts the workers anew for each, and the driver holds its paths."""
-_SECONDS_BETWEEN_COMMITS = 30.0
 _SHARE_OF_CORE = 0.5
 """Of a task that reads and decodes, or writes: half of its time it waits for the disk or the network."""
 
@@ -58,11 +56,11 @@ def add_with_ray(
     address: str | None = None,
     layout: Layout | None = None,
 ) -> Changes:
-    """Embed the images that the gallery has not on a Ray cluster; what is there is left as it is, changed or not.
+    """Embed the images on a Ray cluster that are new, or changed since they were embedded; no row is taken out but theirs.
 
     Rows are committed as they come: a job that ends early loses what was written since its last commit, and goes on
     from there when it is given again. A worker that dies is replaced, and its images are embedded again. No path is
-    there twice, whoever else adds at the same time.
+    there twice, whoever else adds at the same time. Unlike `adding.add` it embeds a file again whose time alone changed.
 
     Args:
         root: a folder that all machines see under this name, or a URI.
@@ -78,11 +76,12 @@ def add_with_ray(
         EngineError: the gallery cannot be written. TiprError: the workers failed.
     """
     reading = reading or Reading()
-    store.add_columns(reading.describer.types)
+    # Another process may be adding the same columns at this moment.
+    settled(store, lambda: store.add_columns(reading.describer.types))
     store.refresh()
     with connected(address) as ray:
         job = _Job(ray, store, root, reading, layout or Layout(), load_model, image_size)
-        for chosen in _portions(job.new(images), job.round_images):
+        for chosen in _portions(job.wanted(images), job.round_images):
             job.run(chosen)
     return job.changes
 
@@ -111,30 +110,41 @@ class _Job:
         self.write = Write(store.uri, store.schema)
         # The committer counts on having been made at the version whose paths are known.
         self.committer = Committer(store)
-        self.known = DigestSet(path for batch in store.scan([KEY]) for path in batch[KEY].to_pylist())
+        self.known = KnownRows(store)
         self.changes = Changes(0)
 
-    def new(self, images: Iterable[ImageFile]) -> Iterator[ImageFile]:
-        """Those of the images that the gallery has not."""
+    def wanted(self, images: Iterable[ImageFile]) -> Iterator[Wanted]:
+        """Those of the images whose rows the gallery has not, or not as they are now."""
         for some in _portions(images, self.layout.block):
-            known = self.known.contains(key_of(self.root, image.path) for image in some)
+            wanted = self.known.wanted(self.root, some)
             self.changes.images += len(some)
-            self.changes.unchanged += int(known.sum())
-            yield from (image for image, there in zip(some, known) if not there)
+            self.changes.unchanged += len(some) - len(wanted)
+            yield from wanted
 
-    def run(self, images: Sequence[ImageFile]) -> None:
+    def run(self, wanted: Sequence[Wanted]) -> None:
+        """Embed these and commit their rows; the row of an image that cannot be read any more is taken out."""
+        self._embed([one.image for one in wanted if one.row is None], self.committer.commit)
+        changed = [one for one in wanted if one.row is not None]
+        told = len(self.changes.unreadable)
+        self._embed([one.image for one in changed], self.committer.replace)
+        failed = {one.path for one in self.changes.unreadable[told:]}
+        stale = self.known.stale(self.root, changed, failed)
+        self.changes.removed += self.committer.store.remove_unchanged(stale)
+
+    def _embed(self, images: Sequence[ImageFile], commit: Callable[[Sequence[Mapping[str, Any]]], Written]) -> None:
         """Embed these and commit their rows, the last ones however it ends."""
+        if not images:
+            return
         with self.reading.progress(len(images)) as advance:
-            pending = _Pending(self.committer, self.changes)
+            pending = Pending(commit, self.changes)
             try:
                 for written in self._written(images):
                     pending.add(written)
                     advance(len(written["paths"]) + len(written["unreadable"]))
             except KeyboardInterrupt as interrupt:
                 pending.commit()
-                raise EmbeddingInterrupted(
-                    self.changes.added, self.changes.images - self.changes.unchanged
-                ) from interrupt
+                changes = self.changes
+                raise EmbeddingInterrupted(changes.embedded, changes.images - changes.unchanged) from interrupt
             finally:
                 pending.commit()
 
@@ -163,38 +173,14 @@ class _Job:
             raise told_by_worker(error) or _failed(error) from error
 
 
-class _Pending:
-    """What was written and is not committed."""
-
-    def __init__(self, committer: Committer, changes: Changes):
-        self._committer = committer
-        self._changes = changes
-        self._written: list[Mapping[str, Any]] = []
-        self._last = time.monotonic()
-
-    def add(self, written: Mapping[str, Any]) -> None:
-        self._written.append(written)
-        self._changes.unreadable += unreadable_of(written)
-        if time.monotonic() - self._last > _SECONDS_BETWEEN_COMMITS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Commit what there is; it is not tried again should that fail."""
-        written, self._written = self._written, []
-        added = self._committer.commit(written)
-        self._changes.added += added
-        self._changes.elsewhere += sum(len(row["paths"]) for row in written) - added
-        self._last = time.monotonic()
-
-
 def _rows(images: Sequence[ImageFile], root: str, describer: Describer) -> pa.Table:
     """What is known of images before they are read, in the gallery's columns."""
     columns = describer.columns([ReadImage(image, "") for image in images], root)
     return pa.table({name: column for name, column in columns.items() if name != "hash"})
 
 
-def _portions(images: Iterable[ImageFile], size: int) -> Iterator[list[ImageFile]]:
-    coming = iter(images)
+def _portions(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    coming = iter(things)
     while portion := list(islice(coming, size)):
         yield portion
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiprctl.gallery.adding import Changes
 from tiprctl.gallery.cluster_sources import delete_files
-from tiprctl.gallery.cluster_stages import write_fragments
+from tiprctl.gallery.cluster_stages import unreadable_of, write_fragments
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.engine import EngineError, faults, lance
 from tiprctl.gallery.schema import KEY
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.store import GalleryStore, Written
 
 if TYPE_CHECKING:
     from lance.fragment import FragmentMetadata
 
+_SECONDS_BETWEEN_COMMITS = 30.0
 _TRIES = 100
 """Each lost try is another writer's commit, so that only a gallery in constant change takes more than a few."""
 _REMEDY = "Give the same command again: what was committed is kept."
@@ -42,19 +45,19 @@ class Committer:
         self._own = _fragment_ids(store)
         self._others: dict[int, DigestSet] = {}
 
-    def commit(self, written: Sequence[Mapping[str, Any]]) -> int:
-        """Commit rows of `WRITTEN`; how many rows of images are new.
+    def commit(self, written: Sequence[Mapping[str, Any]]) -> Written:
+        """Commit rows of `WRITTEN`, each of an image that is new.
 
         Images that another writer added in the meantime are left out, and their files deleted.
 
         Raises:
             EngineError: the gallery cannot be written; nothing of these was.
         """
-        fragments = [each for row in written for each in json.loads(row["fragments"])]
+        fragments = _fragments(written)
         paths = pa.array([path for row in written for path in row["paths"]], pa.string())
         for _ in range(_TRIES):
             if not fragments:
-                return 0
+                return Written(0, 0)
             with faults(self.store.uri, _REMEDY):
                 self.store.refresh()
                 taken = self._taken(paths)
@@ -62,8 +65,25 @@ class Committer:
                     fragments = self._without(fragments, taken)
                     paths = paths.filter(pc.invert(pc.is_in(paths, taken)))
                 if fragments and self._merged(fragments):
-                    return len(paths)
+                    return Written(len(paths), 0)
         raise EngineError("Others change the gallery all the time", where=self.store.uri, remedy=_REMEDY)
+
+    def replace(self, written: Sequence[Mapping[str, Any]]) -> Written:
+        """Put the rows of `WRITTEN` in the place of those of the same paths, where there still are such.
+
+        Their files are read and deleted, since Lance's Merge adds rows, but takes none out.
+
+        Raises:
+            EngineError: the gallery cannot be written; what was committed is kept.
+        """
+        done = Written(0, 0)
+        for fragment in _fragments(written):
+            with faults(self.store.uri, _REMEDY):
+                rows = self._read(fragment)
+            put = self.store.put(rows)
+            done = Written(done.inserted + put.inserted, done.updated + put.updated)
+            delete_files(self._folder, [file["path"] for file in fragment["files"]])
+        return done
 
     def _taken(self, paths: pa.Array) -> pa.Array:
         """Which of the paths are in fragments that others added since the comparison; each of these is read once."""
@@ -120,6 +140,42 @@ class Committer:
 
         (file,) = fragment["files"]
         return LanceFileReader(f"{self._folder}/{file['path']}").read_all().to_table()
+
+
+class Pending:
+    """What was written and is not committed.
+
+    Args:
+        commit: commits rows of `WRITTEN`.
+        changes: is told what became of them.
+    """
+
+    def __init__(self, commit: Callable[[Sequence[Mapping[str, Any]]], Written], changes: Changes):
+        self._commit = commit
+        self._changes = changes
+        self._written: list[Mapping[str, Any]] = []
+        self._last = time.monotonic()
+
+    def add(self, written: Mapping[str, Any]) -> None:
+        """Take a row of `WRITTEN`, and commit what there is where the last commit was a while ago."""
+        self._written.append(written)
+        self._changes.unreadable += unreadable_of(written)
+        if time.monotonic() - self._last > _SECONDS_BETWEEN_COMMITS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit what there is; it is not tried again should that fail."""
+        written, self._written = self._written, []
+        done = self._commit(written)
+        self._changes.added += done.inserted
+        self._changes.updated += done.updated
+        self._changes.elsewhere += sum(len(row["paths"]) for row in written) - done.rows
+        self._last = time.monotonic()
+
+
+def _fragments(written: Iterable[Mapping[str, Any]]) -> list[dict]:
+    """Lance's descriptions of the files that rows of `WRITTEN` are about."""
+    return [each for row in written for each in json.loads(row["fragments"])]
 
 
 def _fragment_ids(store: GalleryStore) -> set[int]:
