@@ -31,9 +31,10 @@ from tiprctl.cli import app as program
 from tiprctl.cli import hits, opening, render
 from tiprctl.cli import query as command
 from tiprctl.config import to_dict
-from tiprctl.errors import InputError
+from tiprctl.errors import ImageError, InputError
 from tiprctl.exported import ExportedModel
 from tiprctl.exporting import export_model
+from tiprctl.gallery import cluster_sources
 from tiprctl.gallery.adding import sync
 from tiprctl.gallery.embedding import content_hash
 from tiprctl.gallery.listing import list_images
@@ -467,6 +468,32 @@ def test_show_says_why_it_cannot_and_the_table_is_there(embedder, crops, monkeyp
     done = run("red", "--gallery", "crops", "--show")
     assert done.exit_code == 2
     assert "pip install 'tiprctl[terminal]'" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata")  # of textual_image
+def test_crops_in_an_object_store_are_read_from_it(embedder, crops, tmp_path, monkeypatch):
+    store = GalleryStore.create("g.lance", ModelIdentity.of(embedder))
+    sync(store, list_images(crops), embedder)
+    rows = store.dataset.to_table()
+    paths = [f"s3://bucket/{Path(path).name}" for path in rows["path"].to_pylist()]
+    store.put(rows.set_column(rows.column_names.index("path"), rows.schema.field("path"), pa.array(paths)))
+
+    def read(location):
+        if location.endswith("red.png"):
+            raise ImageError("The image cannot be read: denied", where=location)
+        return (crops / location.removeprefix("s3://bucket/")).read_bytes()
+
+    monkeypatch.setattr(cluster_sources, "read_image", read)
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, color_system="truecolor", width=60, highlight=False)
+    monkeypatch.setattr(render, "_out", terminal)
+    monkeypatch.setattr("textual_image.renderable.Image", HalfcellImage)
+    done = run("blue", "--gallery", "g.lance", "--exclude", crops, "--sheet", "out.png", "--show", "--plain")
+    assert done.exit_code == 0, done.output
+    assert "\x1b[38;2;0;0;255;48;2;0;0;255m▀" in screen.getvalue()
+    assert done.stderr.count("The image cannot be read: denied: s3://bucket/red.png") == 2
+    with Image.open("out.png") as sheet:
+        assert {(0, 0, 255), (0, 255, 0)} <= {colour for _, colour in sheet.getcolors(1 << 20)}
 
 
 @pytest.mark.filterwarnings("ignore:Image.Image.getdata")  # of textual_image

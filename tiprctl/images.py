@@ -36,16 +36,19 @@ _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, O
 """What Pillow's decoders raise on damaged files."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, *, content: bytes | None = None) -> Image.Image:
     """The first frame of an image file, upright (EXIF orientation applied), in mode RGB.
 
     16-bit greyscale keeps its high byte; transparent pixels are laid on white.
+
+    Args:
+        content: the file's content, where it has been read already.
 
     Raises:
         ImageError: the file is missing, empty, damaged, of no known format, or has more than `MAX_PIXELS` pixels
             or `MAX_BYTES` bytes.
     """
-    with _opened(Path(path)) as image:
+    with _opened(Path(path), content) as image:
         upright = _upright_rgb(image)
         return upright.copy() if upright is image else upright
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tiprctl.cli import render
-from tiprctl.errors import UsageError
+from tiprctl.errors import ImageError, UsageError
 from tiprctl.files import check_writable, write_text
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def write_sheet(results: Sequence[Result], target: Path, *, show: bool) -> None:
     from tiprctl.gallery.sheet import Block, Crop, write_sheet
 
     blocks = [
-        Block(result["query"], [Crop(Path(hit["path"]), hit["rank"], hit["score"]) for hit in result["hits"]])
+        Block(result["query"], [Crop(hit["path"], hit["rank"], hit["score"]) for hit in result["hits"]])
         for result in results
     ]
-    write_sheet(target, blocks)
+    write_sheet(target, blocks, _warn_of_unreadable)
     render.note(f"Contact sheet: {target}")
     if show and typer.launch(str(target)) != 0:
         render.warning(f"No viewer could be opened; the contact sheet is {target}")
@@ -155,15 +155,18 @@ def show_pictures(results: Sequence[Result]) -> None:
 
 
 def _pictures(results: Sequence[Result]) -> Iterator[tuple[Any, str]]:
-    from tiprctl.errors import ImageError
-    from tiprctl.images import open_image
+    from tiprctl.gallery.sheet import open_crop
 
     shown = [hit for result in results for hit in result["hits"]][:_SHOWN]
     for hit in shown:
         try:
-            yield open_image(hit["path"]), f"{hit['rank']}  {hit['score']:.3f}"
+            yield open_crop(hit["path"]), f"{hit['rank']}  {hit['score']:.3f}"
         except ImageError as error:
-            render.warning(f"{error.what}: {hit['path']}")
+            _warn_of_unreadable(error)
+
+
+def _warn_of_unreadable(error: ImageError) -> None:
+    render.warning(f"{error.what}: {error.where}")
 
 
 def _cells(hits: Sequence[dict[str, Any]], further: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tiprctl.canvas import (
 )
 from tiprctl.errors import ImageError, UsageError
 from tiprctl.files import check_writable
+from tiprctl.gallery.places import is_remote
 from tiprctl.images import open_image
 
 CELL = (128, 256)
@@ -38,9 +39,9 @@ _TITLE, _CAPTION = 24, 40
 
 @dataclass(frozen=True)
 class Crop:
-    """A hit on the sheet: where its image lies, its rank from 1, its score."""
+    """A hit on the sheet: where its image lies, a path or a URI, its rank from 1, its score."""
 
-    path: Path
+    place: str | Path
     rank: int
     score: float
 
@@ -69,18 +70,36 @@ def check_sheet(target: str | Path, crops: int) -> None:
     check_writable(target)
 
 
-def write_sheet(target: str | Path, blocks: Sequence[Block]) -> None:
+def write_sheet(
+    target: str | Path, blocks: Sequence[Block], tell: Callable[[ImageError], object] = lambda error: None
+) -> None:
     """Write the blocks, one below the other, to a PNG file, atomically.
 
-    Crops keep their proportions; one that has meanwhile become unreadable leaves its place empty.
-    Raises as `check_sheet`.
+    Crops keep their proportions; one that has meanwhile become unreadable leaves its place empty, and `tell` is told.
+
+    Raises:
+        As `check_sheet`. InputError: an object store cannot be reached.
     """
     check_sheet(target, sum(len(block.crops) for block in blocks))
-    save_png(draw_sheet(blocks), target)
+    save_png(draw_sheet(blocks, tell), target)
 
 
-def draw_sheet(blocks: Sequence[Block]) -> Image.Image:
-    """The sheet as a picture, RGB."""
+def open_crop(place: str | Path) -> Image.Image:
+    """The picture of a crop at a path or a URI, as `open_image` gives it.
+
+    Raises:
+        ImageError: it cannot be read. InputError: the object store cannot be reached.
+    """
+    if not is_remote(place):
+        return open_image(place)
+    # Here alone, since few galleries are of crops in an object store.
+    from tiprctl.gallery.cluster_sources import read_image
+
+    return open_image(place, content=read_image(str(place)))
+
+
+def draw_sheet(blocks: Sequence[Block], tell: Callable[[ImageError], object] = lambda error: None) -> Image.Image:
+    """The sheet as a picture, RGB; `tell` is told of crops that cannot be read."""
     columns = max(_LEAST_COLUMNS, min(COLUMNS, max(len(block.crops) for block in blocks)))
     width = 2 * MARGIN + columns * CELL[0] + (columns - 1) * GAP
     titles = [wrapped(block.sentence, width - 2 * MARGIN, _TITLE) for block in blocks]
@@ -88,7 +107,7 @@ def draw_sheet(blocks: Sequence[Block]) -> Image.Image:
     sheet = Image.new("RGB", (width, MARGIN + sum(heights)), PAPER)
     top = MARGIN
     for title, block, height in zip(titles, blocks, heights):
-        _draw_block(sheet, title, block, top, columns)
+        _draw_block(sheet, title, block, top, columns, tell)
         top += height
     return sheet
 
@@ -98,22 +117,31 @@ def _height(lines: int, crops: int, columns: int) -> int:
     return lines * line_height(_TITLE) + GAP + -(-crops // columns) * (CELL[1] + _CAPTION) + MARGIN
 
 
-def _draw_block(sheet: Image.Image, title: Sequence[str], block: Block, top: int, columns: int) -> None:
+def _draw_block(
+    sheet: Image.Image, title: Sequence[str], block: Block, top: int, columns: int, tell: Callable[[ImageError], object]
+) -> None:
     draw = ImageDraw.Draw(sheet)
     top = write_lines(draw, (MARGIN, top), title, _TITLE) + GAP
     for place, crop in enumerate(block.crops):
         row, column = divmod(place, columns)
         left = MARGIN + column * (CELL[0] + GAP)
-        _draw_crop(sheet, draw, crop, (left, top + row * (CELL[1] + _CAPTION)))
+        _draw_crop(sheet, draw, crop, (left, top + row * (CELL[1] + _CAPTION)), tell)
 
 
-def _draw_crop(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, corner: tuple[int, int]) -> None:
+def _draw_crop(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    crop: Crop,
+    corner: tuple[int, int],
+    tell: Callable[[ImageError], object],
+) -> None:
     left, top = corner
     right, bottom = left + CELL[0], top + CELL[1]
     draw.rectangle((left, top, right - 1, bottom - 1), fill=PLACE)
     try:
-        picture = open_image(crop.path)
-    except ImageError:
+        picture = open_crop(crop.place)
+    except ImageError as error:
+        tell(error)
         draw.text(((left + right) / 2, (top + bottom) / 2), "unreadable", fill=PALE, font=font(16), anchor="mm")
     else:
         picture = picture.resize(fitting(picture.size, CELL), Image.Resampling.BICUBIC)
