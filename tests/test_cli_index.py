@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 from tiprctl import vector_model
 from tiprctl.cli.app import app
+from tiprctl.cli.index_session import IndexOptions, open_session, reading_of
 from tiprctl.gallery import writing
 from tiprctl.gallery.adding import Changes
 from tiprctl.gallery.engine import ObstacleError
+from tiprctl.gallery.listing import list_images
 from tiprctl.gallery.store import GalleryStore
 
 
@@ -293,3 +295,14 @@ def test_an_image_is_removed_by_any_of_its_names(home, loaded, named, removed):
     (home / "crops" / "link.png").symlink_to("cam_a/20261101_0830.png")
     run("remove", named, "--gallery", "g.lance", code=0 if removed else 3)
     assert len(rows()) == 8 - removed
+
+
+def test_a_table_that_grows_with_a_watched_folder_is_read_again(home, loaded):
+    Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,early\n")
+    given = ("crops", "g.lance", None, None, None, Path("shifts.csv"), None, None)
+    session = open_session(IndexOptions(*given))
+    for shifts in (["early"], ["early", "late"]):
+        session.bring(reading_of(8, None), listing=list_images("crops"))
+        assert sorted(filter(None, (row["shift"] for row in rows("shift")))) == shifts
+        paint(Path("crops/new.png"))
+        Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,early\nnew.png,late\n")

@@ -67,6 +67,8 @@ class Session:
         from tiprctl.gallery.adding import EmbeddingInterrupted
         from tiprctl.gallery.origins import bring
 
+        if listing is not None:
+            self._read_table_again()
         try:
             return bring(
                 self.store,
@@ -80,6 +82,12 @@ class Session:
         except EmbeddingInterrupted as interrupt:
             render.warning(f"{interrupt}; the same command goes on from there.")
             raise
+
+    def _read_table_again(self) -> None:
+        """Take the table of metadata as it is now, since it may grow with the folder that is watched."""
+        origin = self.origin.as_read()
+        if origin != self.origin:
+            self.origin, self.describer = origin, origin.describer()
 
     def finish(self, changes: Changes, *, json: bool) -> None:
         """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""
