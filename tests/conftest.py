@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,24 @@ def cuhk_manifest(cuhk_root: Path) -> Manifest:
 def shared_manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """A `cuhk_manifest` for what several tests of a module share."""
     return _prepare(_write_cuhk(tmp_path_factory.mktemp("shared") / "CUHK-PEDES"))
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `runs/a` and its export, made there; to be copied before it is changed."""
+    # Here alone, since few tests load a model.
+    import tiny
+    import torch
+
+    from tiprctl.exporting import export_model
+    from tiprctl.sources import load_embedder
+    from tiprctl.vector_model import export_folder
+
+    folder = tmp_path_factory.mktemp("exported")
+    with chdir(folder):
+        run = tiny.run_folder(Path("runs/a"), tiny.readable())
+        export_model(load_embedder(run, device=torch.device("cpu")), export_folder(run))
+    return folder
 
 
 @pytest.fixture

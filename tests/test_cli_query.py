@@ -8,10 +8,11 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,6 @@ from tiprctl.cli import query as command
 from tiprctl.config import to_dict
 from tiprctl.errors import ImageError, InputError
 from tiprctl.exported import ExportedModel
-from tiprctl.exporting import export_model
 from tiprctl.gallery import cluster_sources
 from tiprctl.gallery.adding import sync
 from tiprctl.gallery.embedding import content_hash
@@ -48,7 +48,7 @@ from tiprctl.models.heads.division import VisualDivision
 from tiprctl.pixels import normalise
 from tiprctl.sources import load_embedder
 from tiprctl.tokenizer import default_tokenizer
-from tiprctl.vector_model import export_folder, load_vector_model
+from tiprctl.vector_model import load_vector_model
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -762,21 +762,15 @@ def test_naming_the_cache_loads_no_index():
 
 
 @pytest.fixture(scope="module")
-def exported_run(tmp_path_factory):
+def indexed_run(exported_run, tmp_path_factory):
     """A working folder with a finished run, its export, some crops and their index."""
-    folder = tmp_path_factory.mktemp("exported")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        run = tiny.run_folder(Path("runs/a"), tiny.readable())
-        export_model(load_embedder(run, device=torch.device("cpu")), export_folder(run))
-        model = load_vector_model(run)
+    folder = shutil.copytree(exported_run, tmp_path_factory.mktemp("indexed") / "home")
+    with chdir(folder):
+        model = load_vector_model("runs/a")
         (folder / "crops").mkdir()
         for name, colour in COLOURS.items():
             Image.new("RGB", (8, 16), colour).save(f"crops/{name}.png")
         sync(GalleryStore.create("g.lance", ModelIdentity.of(model)), list_images("crops"), model)
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -788,7 +782,7 @@ def exported_run(tmp_path_factory):
         ["a red coat", "--gallery", "crops", "--group-similar", "--csv", "-"],
     ],
 )
-def test_no_query_imports_torch_or_pandas_where_there_is_an_export(exported_run, tmp_path, arguments):
+def test_no_query_imports_torch_or_pandas_where_there_is_an_export(indexed_run, tmp_path, arguments):
     code = (
         "import sys; from tiprctl.cli.app import app\n"
         "try: app()\n"
@@ -796,7 +790,7 @@ def test_no_query_imports_torch_or_pandas_where_there_is_an_export(exported_run,
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "query", *arguments],
-        cwd=exported_run,
+        cwd=indexed_run,
         env={**os.environ, "TIPRCTL_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -806,14 +800,14 @@ def test_no_query_imports_torch_or_pandas_where_there_is_an_export(exported_run,
     assert "red.png" in done.stdout
 
 
-def test_an_index_is_searched_by_its_own_model_from_any_folder(exported_run, tmp_path, monkeypatch):
+def test_an_index_is_searched_by_its_own_model_from_any_folder(indexed_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run("a red coat", "--gallery", exported_run / "g.lance", "--plain")
+    done = run("a red coat", "--gallery", indexed_run / "g.lance", "--plain")
     assert done.exit_code == 0, done.stderr
     assert sorted(Path(line).name for line in done.stdout.splitlines()) == ["blue.png", "green.png", "red.png"]
 
 
-def test_a_text_query_of_an_index_imports_only_what_it_needs(exported_run, tmp_path):
+def test_a_text_query_of_an_index_imports_only_what_it_needs(indexed_run, tmp_path):
     code = (
         "import sys; from tiprctl.cli.app import app\n"
         "try: app()\n"
@@ -821,7 +815,7 @@ def test_a_text_query_of_an_index_imports_only_what_it_needs(exported_run, tmp_p
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "query", "a red coat", "--gallery", "g.lance", "--plain"],
-        cwd=exported_run,
+        cwd=indexed_run,
         capture_output=True,
         text=True,
         check=True,
@@ -831,7 +825,7 @@ def test_a_text_query_of_an_index_imports_only_what_it_needs(exported_run, tmp_p
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("size", [(24, 80), (0, 0)])
-def test_crops_are_shown_in_a_real_terminal_of_some_size(exported_run, tmp_path, size):
+def test_crops_are_shown_in_a_real_terminal_of_some_size(indexed_run, tmp_path, size):
     import termios
 
     ours, theirs = os.openpty()
@@ -849,7 +843,7 @@ def test_crops_are_shown_in_a_real_terminal_of_some_size(exported_run, tmp_path,
     environment.pop("NO_COLOR", None)
     done = subprocess.run(
         [sys.executable, "-m", "tiprctl", "query", "red", "--gallery", "crops", "--show"],
-        cwd=exported_run,
+        cwd=indexed_run,
         env=environment,
         stdin=theirs,
         stdout=theirs,

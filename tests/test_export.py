@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import shutil
+from functools import cache
 
 import numpy as np
 import onnx
@@ -47,12 +49,23 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("make", ENCODERS.values(), ids=ENCODERS)
-def test_an_export_gives_the_vectors_of_torch(tmp_path, make):
-    model = embedder(make())
-    written = export_model(model, tmp_path / "export")
-    exported = ExportedModel(tmp_path / "export")
-    assert sorted(os.listdir(tmp_path / "export")) == sorted(FILES)
+@pytest.fixture(scope="module")
+def export_of(tmp_path_factory):
+    """A function from the name of one of `ENCODERS` to the model and its export, which is written once."""
+
+    @cache
+    def write(name):
+        model = embedder(ENCODERS[name]())
+        return model, export_model(model, tmp_path_factory.mktemp(name) / "export")
+
+    return write
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_export_gives_the_vectors_of_torch(export_of, name):
+    model, written = export_of(name)
+    assert sorted(os.listdir(written.folder)) == sorted(FILES)
+    exported = ExportedModel(written.folder)
     assert set(written.differences) == {TEXT, IMAGE}
     assert max(written.differences.values()) <= TOLERANCE["float32"]
     pixels = np.random.default_rng(1).integers(0, 256, (5, *model.image_size, 3), np.uint8)
@@ -63,20 +76,18 @@ def test_an_export_gives_the_vectors_of_torch(tmp_path, make):
     assert exported.embed_texts([]).shape == (0, model.width)
 
 
-def test_an_export_knows_what_it_was_made_of(tmp_path):
-    model = embedder(tiny.readable())
-    export_model(model, tmp_path)
-    exported = ExportedModel(tmp_path)
+def test_an_export_knows_what_it_was_made_of(export_of):
+    model, written = export_of("global")
+    exported = ExportedModel(written.folder)
     for name in ("width", "image_size", "fingerprint", "source", "precision"):
         assert getattr(exported, name) == getattr(model, name)
     assert exported.description == "a model, exported (float32)"
     assert exported.tokenizer.fingerprint == model.tokenizer.fingerprint
-    assert json.loads((tmp_path / CARD).read_text())["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert json.loads((written.folder / CARD).read_text())["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_float16_halves_the_size_and_keeps_unit_length(tmp_path):
-    model = embedder(tiny.readable())
-    whole = export_model(model, tmp_path / "whole")
+def test_float16_halves_the_size_and_keeps_unit_length(tmp_path, export_of):
+    model, whole = export_of("global")
     half = export_model(model, tmp_path / "half", float16=True)
     exported = ExportedModel(tmp_path / "half")
     assert exported.precision == "float16"
@@ -93,25 +104,16 @@ def test_float16_halves_the_size_and_keeps_unit_length(tmp_path):
     assert weights["encoder.clip.token_embedding.weight"] == onnx.TensorProto.FLOAT16
 
 
-@pytest.fixture(scope="module")
-def graphs():
-    """The files of graphs that `quick` copies, by the name of the graph."""
-    return {}
-
-
 @pytest.fixture
-def quick(monkeypatch, graphs):
-    """Graphs are those of the first model, copied: for what does not depend on how they are written."""
+def quick(monkeypatch, export_of):
+    """Graphs are those of the global head, copied: for what does not depend on how they are written."""
+    _, written = export_of("global")
 
-    def write(tower, file, example, *, float16):
-        if file.name not in graphs:
-            original(tower, file, example, float16=float16)
-            graphs[file.name] = {one: one.read_bytes() for one in (file, file.with_name(f"{file.name}.data"))}
-        for one, content in graphs[file.name].items():
-            file.with_name(one.name).write_bytes(content)
+    def copy(tower, file, example, *, float16):
+        for name in (file.name, f"{file.name}.data"):
+            shutil.copyfile(written.folder / name, file.with_name(name))
 
-    original = exporting._write_graph
-    monkeypatch.setattr(exporting, "_write_graph", write)
+    monkeypatch.setattr(exporting, "_write_graph", copy)
 
 
 @pytest.mark.usefixtures("quick")

@@ -30,20 +30,6 @@ from tiprctl.vector_model import export_folder, load_vector_model
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def exported_run(tmp_path_factory):
-    """A folder with the run `runs/a` and its export, made there."""
-    folder = tmp_path_factory.mktemp("exported")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        run = tiny.run_folder(Path("runs/a"), tiny.readable())
-        export_model(load_embedder(run, device=CPU), export_folder(run))
-    finally:
-        os.chdir(before)
-    return folder
-
-
 @pytest.fixture
 def here(exported_run, tmp_path, monkeypatch):
     """A copy of it as the working folder."""
