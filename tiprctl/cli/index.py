@@ -90,7 +90,7 @@ def add(
     if engine == "ray":
         from tiprctl.cli.index_cluster import add_with_ray
 
-        add_with_ray(options, address, batch_size, json=json)
+        add_with_ray(options, address, batch_size, workers, json=json)
         return
     session = open_session(options)
     changes = session.bring(reading_of(batch_size, workers))

@@ -17,6 +17,7 @@ from tiprctl.cli.index_session import (
     open_store,
     reading_of,
 )
+from tiprctl.errors import UsageError
 from tiprctl.gallery.places import absolute, is_remote
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
     from tiprctl.vector_model import VectorModel
 
 
-def add_with_ray(options: IndexOptions, address: str | None, batch_size: int, *, json: bool) -> None:
-    """Add the images that the gallery has not; one that changed keeps its row.
+def add_with_ray(
+    options: IndexOptions, address: str | None, batch_size: int, workers: int | None, *, json: bool
+) -> None:
+    """Add the images that are new, or changed since they were added.
 
     Raises:
-        As `open_session`, and as `cluster.add_with_ray`.
+        UsageError: an option tells a cluster nothing. As `open_session`, and as `cluster.add_with_ray`.
     """
+    _refuse_idle(options, workers)
     from tiprctl.gallery.adding import EmbeddingInterrupted
     from tiprctl.gallery.cluster import add_with_ray as embed
     from tiprctl.gallery.origins import begin, end, remember
@@ -45,9 +49,25 @@ def add_with_ray(options: IndexOptions, address: str | None, batch_size: int, *,
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
+    if session.images:
+        changes.unreadable = [*session.images.listing.unreadable, *changes.unreadable]
     if not end(store, begun, origin, session.images and session.images.listing, reading, changes):
         render.warning("Images of an object store that the gallery had already keep the columns that they have.")
     session.finish(changes, json=json)
+
+
+def _refuse_idle(options: IndexOptions, workers: int | None) -> None:
+    """Raise a UsageError where an option would do nothing."""
+    if workers is not None:
+        raise UsageError(
+            "Ray itself shares out the cores of its cluster", where="--workers", remedy="Leave it out, or --engine ray."
+        )
+    if options.follow_links is not None and is_remote(options.source):
+        raise UsageError(
+            "An object store has no links",
+            where=options.source,
+            remedy="Leave out --follow-links and --no-follow-links.",
+        )
 
 
 def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile]]:

@@ -1,0 +1,50 @@
+"""`tiprctl index add --engine ray`: what it does around the cluster's job, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from colours import MeanColour, paint
+from typer.testing import CliRunner
+
+from tiprctl import vector_model
+from tiprctl.cli.app import app
+from tiprctl.gallery.adding import Changes
+from tiprctl.gallery.listing import Unreadable
+
+ADD = ("index", "add", "--gallery", "g.lance", "--engine", "ray")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A working folder with a crop and a link out of it, and a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vector_model, "load_vector_model", lambda source, **further: MeanColour())
+    paint(Path("crops/a.png"))
+    paint(Path("private/b.png"))
+    Path("crops/link").symlink_to(tmp_path / "private")
+
+
+def test_what_was_skipped_while_listing_and_while_reading_is_told(home, monkeypatch):
+    changes = Changes(images=1, unreadable=[Unreadable("a.png", "It was deleted")])
+    monkeypatch.setattr("tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: changes)
+    done = CliRunner().invoke(app, [*ADD, "crops", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [each["path"] for each in json.loads(done.stdout)["skipped"]] == ["link", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "what"),
+    [
+        (["crops", "--workers", "2"], "--workers", "shares out the cores"),
+        (["s3://bucket/crops", "--follow-links"], "s3://bucket/crops", "has no links"),
+        (["s3://bucket/crops", "--no-follow-links"], "s3://bucket/crops", "has no links"),
+    ],
+)
+def test_options_that_tell_a_cluster_nothing_are_refused(home, arguments, where, what):
+    done = CliRunner().invoke(app, [*ADD, *arguments])
+    assert done.exit_code == 2
+    assert what in done.stderr and where in done.stderr
+    assert not Path("g.lance").exists()
