@@ -7,26 +7,21 @@ the gallery as far as they are known without the images' content.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from tiprctl.errors import ImageError
-from tiprctl.gallery.cluster_sources import gone, read_image
-from tiprctl.gallery.embedding import content_hash, embed_pixels
-from tiprctl.gallery.engine import faults, lance
+from tiprctl.gallery.cluster_sources import read_image
+from tiprctl.gallery.embedding import Decoded, Decoder, embed_pixels
+from tiprctl.gallery.engine import WRITABLE, WRITABLE, faults, lance
 from tiprctl.gallery.listing import Unreadable
-from tiprctl.gallery.places import is_remote
 from tiprctl.gallery.schema import KEY, VECTOR, fill_columns
 from tiprctl.gallery.store import GalleryStore
-from tiprctl.images import load_pixels
 from tiprctl.vector_model import VectorModel
 
 PIXELS, REASON = "_pixels", "_reason"
@@ -44,15 +39,6 @@ _READERS = 8
 """Threads of a task that reads: an object store answers late, not slowly."""
 
 
-class _Read(NamedTuple):
-    """What was read of one image; what there is not, is None."""
-
-    hash: str | None = None
-    taken: datetime | None = None
-    pixels: bytes | None = None
-    reason: str | None = None
-
-
 @dataclass(frozen=True)
 class Decode:
     """Reads each image once, hashes and decodes it.
@@ -66,25 +52,19 @@ class Decode:
     read_time: Callable[[bytes], datetime | None] | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        decoder = Decoder(self.size, self.read_time, read=read_image)
         with ThreadPoolExecutor(_READERS) as pool:
-            read = list(pool.map(self._read, batch[KEY].to_pylist()))
-        batch = batch.append_column("hash", pa.array([each.hash for each in read], pa.string()))
-        batch = batch.append_column(PIXELS, pa.array([each.pixels for each in read], pa.binary()))
-        batch = batch.append_column(REASON, pa.array([each.reason for each in read], pa.string()))
+            read = list(pool.map(decoder, batch[KEY].to_pylist()))
+        images = [each if isinstance(each, Decoded) else None for each in read]
+        reasons = [each if isinstance(each, str) else None for each in read]
+        batch = batch.append_column("hash", pa.array([each and each.hash for each in images], pa.string()))
+        batch = batch.append_column(PIXELS, pa.array([each and each.pixels.tobytes() for each in images], pa.binary()))
+        batch = batch.append_column(REASON, pa.array(reasons, pa.string()))
         if self.read_time is None:
             return batch
-        times = [each.taken or known for each, known in zip(read, batch["time"].to_pylist())]
+        told = batch["time"].to_pylist()
+        times = [(each and each.taken) or time for each, time in zip(images, told)]
         return batch.set_column(batch.column_names.index("time"), "time", pa.array(times, pa.timestamp("us")))
-
-    def _read(self, path: str) -> _Read:
-        try:
-            content = read_image(path)
-            pixels = load_pixels(path, self.size, content=content)
-        except ImageError as error:
-            missing = not is_remote(path) and not os.path.lexists(path)
-            return _Read(reason=(gone(path) if missing else error).what)
-        taken = self.read_time(content) if self.read_time else None
-        return _Read(content_hash(content), taken, pixels.tobytes())
 
 
 class Embed:
@@ -151,7 +131,7 @@ def write_fragments(uri: str, rows: pa.Table) -> list[dict]:
     """Write rows to files of the gallery; Lance's description of them, as data for JSON."""
     if not len(rows):
         return []
-    with faults(uri, "Free some space or give access to it, then give the same command again."):
+    with faults(uri, WRITABLE):
         lance()  # by way of the engine, which leaves out what it need not import
         from lance.fragment import write_fragments as write
 
