@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tiprctl.gallery.cluster_sources import read_image
 from tiprctl.gallery.embedding import Decoded, Decoder, embed_pixels
-from tiprctl.gallery.engine import WRITABLE, WRITABLE, faults, lance
+from tiprctl.gallery.engine import WRITABLE, faults, lance
 from tiprctl.gallery.listing import Unreadable
 from tiprctl.gallery.schema import KEY, VECTOR, fill_columns
 from tiprctl.gallery.store import GalleryStore
