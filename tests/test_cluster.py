@@ -180,7 +180,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_kept(ray_cluster, store, cr
     assert changes.added == len(paths_of(store.uri)) == 23
     reasons = {Path(each.path).name: each.reason for each in changes.unreadable}
     assert set(reasons) == {"cut.jpg", "00.png"}
-    assert reasons["00.png"] == "It was deleted after it had been listed"
+    assert reasons["00.png"] == "it was deleted after it had been listed"
     assert "cannot be read" in reasons["cut.jpg"] or "known format" in reasons["cut.jpg"]
 
 
@@ -416,7 +416,7 @@ def test_images_and_gallery_in_an_object_store(s3, crops):
         "changes = t.embed(GalleryStore.open(sys.argv[1]), sys.argv[2], images)\n"
         "print(changes.added, *((each.path, each.reason) for each in changes.unreadable))"
     )
-    unreadable = (f"{uri}cam_0/gone.png", "It was deleted after it had been listed")
+    unreadable = (f"{uri}cam_0/gone.png", "it was deleted after it had been listed")
     assert in_a_process(code, store.uri, uri) == (f"24 {unreadable}\n", "")
     assert {row["path"] for row in GalleryStore.open(store.uri).dataset.to_table(columns=["path"]).to_pylist()} == {
         f"{uri}{image.path}" for image in images

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tiprctl.errors import ImageError, InputError
+from tiprctl.gallery.embedding import GONE
 from tiprctl.gallery.listing import IMAGE_SUFFIXES, ImageFile
 from tiprctl.gallery.places import is_remote
 from tiprctl.images import read_content
@@ -57,7 +58,7 @@ def read_image(location: str) -> bytes:
         with system.open_input_stream(path) as stream:
             content = stream.read()
     except FileNotFoundError as error:
-        raise gone(location) from error
+        raise ImageError(GONE, where=location, remedy="List the images again.") from error
     except OSError as error:
         raise ImageError(
             f"The image cannot be read: {_first_line(error)}", where=location, remedy=_CREDENTIALS
@@ -65,11 +66,6 @@ def read_image(location: str) -> bytes:
     if not content:
         raise ImageError("The image file is empty (0 bytes)", where=location, remedy="Copy it again from its source.")
     return content
-
-
-def gone(location: str) -> ImageError:
-    """What is said of an image that was listed and is no longer there."""
-    return ImageError("It was deleted after it had been listed", where=location, remedy="List the images again.")
 
 
 def delete_files(folder: str, names: list[str]) -> None:

@@ -52,7 +52,7 @@ class Decode:
     read_time: Callable[[bytes], datetime | None] | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        decoder = Decoder(self.size, self.read_time, read=read_image)
+        decoder = Decoder(read_image, self.size, self.read_time)
         with ThreadPoolExecutor(_READERS) as pool:
             read = list(pool.map(decoder, batch[KEY].to_pylist()))
         images = [each if isinstance(each, Decoded) else None for each in read]

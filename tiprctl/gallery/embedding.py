@@ -18,10 +18,12 @@ from tiprctl.cores import cores
 from tiprctl.errors import ImageError, TiprError
 from tiprctl.gallery.digests import DigestSet
 from tiprctl.gallery.listing import ImageFile, Unreadable
+from tiprctl.gallery.places import is_remote
 from tiprctl.images import load_pixels, read_content
 from tiprctl.vector_model import VectorModel
 
 HASH_BYTES = 16
+GONE = "it was deleted after it had been listed"
 
 _BATCHES_AHEAD = 2
 """How many batches are read and decoded while the model works on one; bounds the memory."""
@@ -80,7 +82,7 @@ def embed_images(
     Raises:
         TiprError: the model gives vectors of another shape, or not of unit length.
     """
-    reader = _Reader(root, model.image_size, known or DigestSet(), read_time)
+    decoder = Decoder(read_content, model.image_size, read_time, known or DigestSet())
     pool = ThreadPoolExecutor(max(workers if workers is not None else cores(), 1))
     waiting: deque[Future[_Read | Unreadable]] = deque()
     coming = iter(images)
@@ -88,7 +90,7 @@ def embed_images(
 
     def top_up() -> None:
         missing = (_BATCHES_AHEAD + 1) * batch_size - len(waiting)
-        waiting.extend(pool.submit(reader, image) for image in islice(coming, missing))
+        waiting.extend(pool.submit(_read, decoder, root, image) for image in islice(coming, missing))
 
     try:
         top_up()
@@ -131,6 +133,42 @@ def content_hash(content: bytes) -> str:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """What an image's content tells: its hash, when it was taken, and its pixels uint8 `(H, W, 3)` where they are needed."""
+
+    hash: str
+    taken: datetime | None
+    pixels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads an image once, hashes and decodes it; called in threads.
+
+    Attributes:
+        read: gives a file's content, or raises an ImageError.
+        size: (H, W) of the pixels to make.
+        read_time: tells from a file's content when the picture was taken.
+        known: hashes of contents whose pixels are not needed.
+    """
+
+    read: Callable[[str | Path], bytes]
+    size: tuple[int, int]
+    read_time: Callable[[bytes], datetime | None] | None = None
+    known: DigestSet = field(default_factory=DigestSet)
+
+    def __call__(self, place: str | Path) -> Decoded | str:
+        """What is at a path or URI, or the reason why nothing is."""
+        try:
+            content = self.read(place)
+            hashed, taken = content_hash(content), self.read_time(content) if self.read_time else None
+            pixels = None if hashed in self.known else load_pixels(place, self.size, content=content)
+        except ImageError as error:
+            return GONE if not is_remote(place) and not os.path.lexists(place) else error.what
+        return Decoded(hashed, taken, pixels)
+
+
+@dataclass(frozen=True)
 class _Read:
     """An image with its pixels, none where they are not needed."""
 
@@ -138,26 +176,11 @@ class _Read:
     pixels: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads one image; called in threads."""
-
-    root: Path
-    size: tuple[int, int]
-    known: DigestSet
-    read_time: Callable[[bytes], datetime | None] | None
-
-    def __call__(self, file: ImageFile) -> _Read | Unreadable:
-        path = self.root / file.path
-        try:
-            content = read_content(path)
-            image = ReadImage(file, content_hash(content), self.read_time(content) if self.read_time else None)
-            if image.hash in self.known:
-                return _Read(image, None)
-            return _Read(image, load_pixels(path, self.size, content=content))
-        except ImageError as error:
-            gone = not os.path.lexists(path)
-            return Unreadable(file.path, "it was deleted after it had been listed" if gone else error.what)
+def _read(decoder: Decoder, root: Path, file: ImageFile) -> _Read | Unreadable:
+    decoded = decoder(root / file.path)
+    if isinstance(decoded, str):
+        return Unreadable(file.path, decoded)
+    return _Read(ReadImage(file, decoded.hash, decoded.taken), decoded.pixels)
 
 
 class _Batch:
