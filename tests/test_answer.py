@@ -83,7 +83,12 @@ def test_patterns_stand_for_what_is_below_them_too(tmp_path, monkeypatch):
     here = tmp_path.resolve()
     assert patterns("crops/a.png") == ("crops/a.png", "crops/a.png/*")
     assert patterns("crops/") == ("crops", "crops/*")
-    assert patterns("./crops/*.png") == (f"{here}/crops/*.png", f"{here}/crops/*.png/*")
+    assert patterns("./crops/*.png") == (
+        f"{here}/crops/*.png",
+        f"{here}/crops/*.png/*",
+        f"{here}/crops/[*].png/*",
+    )
+    assert patterns("crops/[old]/") == ("crops/[old]", "crops/[old]/*", "crops/[[]old]/*")
     assert patterns("../x") == (f"{here.parent}/x", f"{here.parent}/x/*")
     assert patterns("/") == ("", "/*")
     with pytest.raises(UsageError, match="The pattern is empty"):
