@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+FAULTS := $(addprefix tests/test_gallery_,crash.py faults.py security.py)
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test faults lint bench install
@@ -20,7 +21,7 @@ test: $(INSTALLED)
 
 # Galleries through kills, full disks, wrong clocks and hostile names, in real processes; a part of `make test`.
 faults: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -rs $(wildcard tests/test_gallery_*.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -rs $(FAULTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -33,12 +33,12 @@ WIDTH, IMAGE_SIZE = 16, (16, 8)
 BATCH = 8
 """Images a batch; each is committed by itself."""
 NAMES = [f"cam_{'ab'[number % 2]}/{number:02}.png" for number in range(5 * BATCH)]
-INDEX_FROM = 300
+INDEX_FROM = 200
 """Rows from which a `Moment` can give a gallery an index."""
 GALLERY = "gallery.lance"
 EMBED = "tiprctl.exported:ExportedModel.embed_images"
 PUT = "tiprctl.gallery.store:GalleryStore.put"
-REMOVE = "tiprctl.gallery.store:GalleryStore.remove"
+REMOVE = "tiprctl.gallery.store:GalleryStore.remove_unchanged"
 UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 """What runs a command so that file permissions hold for it, though it be the superuser's."""
 _PATIENCE = 120
@@ -113,7 +113,8 @@ class Moment:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         result = call()
-        watcher.join()
+        # The call may have ended before the watcher has seen the change.
+        watcher.join(timeout=10)
         return result
 
     def _stop(self, line: socket.socket) -> None:
@@ -276,7 +277,7 @@ def archive(folder: Path) -> Workplace:
 
 
 def many(folder: Path) -> Workplace:
-    """A gallery in many small files, of more rows than `INDEX_FROM` but without an index."""
+    """A gallery in small files, not so many that they are joined yet, of more rows than `INDEX_FROM`; without an index."""
     place = Workplace(folder)
     write_model(folder / "model")
     paint(folder / "crops", [f"{number}.png" for number in range(INDEX_FROM + 1)])

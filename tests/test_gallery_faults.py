@@ -207,7 +207,7 @@ def test_a_gallery_that_cannot_be_written_is_searched(own):
     try:
         assert own.query("a red coat", "--json", **shut).stdout == answer
         assert own.index("status", **shut).document["rows"] == len(NAMES)
-        for command in (["add", "crops"], ["sync", "crops"], ["remove", "crops/cam_a/00.png"], ["optimise"]):
+        for command in (["add", "crops"], ["sync", "crops"], ["remove", "crops/cam_a/00.png"]):
             refused = own.index(*command, **shut)
             assert refused.returncode == 3
             assert f"error: The system denies access to the gallery\n  gallery.lance\n  Give access to it, {AGAIN}" in (
