@@ -29,7 +29,7 @@ from tiprctl.gallery.cluster_commits import Committer
 from tiprctl.gallery.cluster_rows import KnownRows
 from tiprctl.gallery.cluster_session import connected
 from tiprctl.gallery.cluster_sources import list_objects, read_image
-from tiprctl.gallery.cluster_stages import REASON, Decode, Write
+from tiprctl.gallery.cluster_stages import PIXELS, REASON, Decode, Embed, Write
 from tiprctl.gallery.listing import ImageFile, Listing, list_images
 from tiprctl.gallery.metadata import Describer
 from tiprctl.gallery.patterns import PathPattern
@@ -121,13 +121,20 @@ def files_of(store):
 
 
 def test_two_processes_make_the_rows_that_one_would(ray_cluster, store, crops, tmp_path):
+    """And tell the same of what cannot be read: one image is cut off, one is deleted after it was listed."""
+    (crops / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    listing = list_images(crops)
+    (crops / "cam_0/00.png").unlink()
     reading = Reading(describer=Describer(camera=PathPattern.parse("{camera}/*", "camera")), batch_size=3)
-    changes = embed(store, crops, reading=reading)
-    assert (changes.images, changes.added, changes.unchanged, changes.unreadable) == (24, 24, 0, [])
+    changes = embed(store, crops, listing.images, reading=reading)
+    assert (changes.images, changes.added, changes.unchanged) == (25, 23, 0)
     alone = new_store(tmp_path / "alone.lance")
-    add(alone, list_images(crops), Colours(), reading)
+    expected = add(alone, listing, Colours(), reading)
     assert rows_of(store.uri) == rows_of(alone.uri)
     assert {row["camera"] for row in rows_of(store.uri)} == {"cam_0", "cam_1"}
+    reasons = {each.path: each.reason for each in changes.unreadable}
+    assert reasons == {str(crops / each.path): each.reason for each in expected.unreadable}
+    assert reasons[str(crops / "cam_0/00.png")] == "it was deleted after it had been listed"
 
 
 def test_given_again_it_embeds_what_is_new_or_changed(ray_cluster, store, crops, tmp_path):
@@ -151,44 +158,12 @@ def test_given_again_it_embeds_what_is_new_or_changed(ray_cluster, store, crops,
     assert files_of(store) == files, "what a worker wrote of a changed image is deleted"
 
 
-def test_a_killed_worker_costs_time_and_no_row(ray_cluster, store, crops, tmp_path):
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    killed = []
-
-    def kill_in_the_middle():
-        while not (second := list(notes.glob("*-2"))):
-            time.sleep(0.01)
-        killed.append(int(second[0].name.partition("-")[0]))
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_in_the_middle)
-    killer.start()
-    changes = embed(store, crops, model=partial(Colours, notes))
-    killer.join()
-    at_work = {note.name.partition("-")[0] for note in notes.iterdir()}
-    assert str(killed[0]) in at_work and len(at_work) >= 2
-    assert changes.added == 24
-    assert paths_of(store.uri) == sorted(str(file) for file in crops.rglob("*.png"))
-
-
-def test_what_cannot_be_read_is_told_and_the_rest_is_kept(ray_cluster, store, crops):
-    (crops / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    listed = list_images(crops).images
-    (crops / "cam_0/00.png").unlink()
-    changes = embed(store, crops, listed)
-    assert changes.added == len(paths_of(store.uri)) == 23
-    reasons = {Path(each.path).name: each.reason for each in changes.unreadable}
-    assert set(reasons) == {"cut.jpg", "00.png"}
-    assert reasons["00.png"] == "it was deleted after it had been listed"
-    assert "cannot be read" in reasons["cut.jpg"] or "known format" in reasons["cut.jpg"]
-
-
-def test_a_worker_with_another_model_ends_the_job(ray_cluster, store, crops):
+def test_a_worker_refuses_another_model_than_the_gallerys(store):
+    """That a worker's error ends the job, and is told as it is, another test says."""
+    worker = Embed(store.uri, partial(Colours, None, "another"), 4)
     with pytest.raises(UsageError, match="indexed with another model") as caught:
-        embed(store, crops, model=partial(Colours, None, "another"))
+        worker(pa.table({"path": ["/a"], PIXELS: [bytes(36)]}))
     assert caught.value.where == store.uri
-    assert not paths_of(store.uri)
 
 
 def test_what_was_written_before_the_job_failed_is_kept(ray_cluster, store, crops, tmp_path):
@@ -204,10 +179,10 @@ def test_what_was_written_before_the_job_failed_is_kept(ray_cluster, store, crop
     one = replace(LAYOUT, actors=1, fragment=4)
     with pytest.raises(InputError, match="The weights are damaged"):
         add_with_ray(store, str(crops), list_images(crops).images, partial(Failing, notes), SIZE, layout=one)
-    gc.collect()  # Ray's objects of the failed job hold its workers, and their cores; a process of its own would end
+    gc.collect()  # Ray's objects of the failed job hold its workers, and their cores, which later tests want
     kept = len(paths_of(store.uri))
     assert 0 < kept < 24
-    assert embed(store, crops).unchanged == kept
+    assert add(store, list_images(crops), Colours()).unchanged == kept
     assert len(set(paths_of(store.uri))) == 24
 
 
@@ -327,7 +302,7 @@ def test_without_ray_the_package_is_named(store, crops, monkeypatch):
     assert "tiprctl[cluster]" in caught.value.remedy
 
 
-def in_a_process(code, *arguments, **variables):
+def in_a_process(code, *arguments):
     """What a program prints that has a cluster of its own, as (stdout, stderr)."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     code = f"import os, sys\nimport test_cluster as t\nfrom tiprctl.gallery.store import GalleryStore\n{code}"
@@ -335,26 +310,38 @@ def in_a_process(code, *arguments, **variables):
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | variables | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path},
         timeout=120,
     )
     return done.stdout, done.stderr
 
 
-def test_the_terminal_stays_quiet(crops, store):
+def embed_and_kill(store, folder, notes):
+    """Embed in two processes, of which one is killed at its second batch; how many rows are added, and by which ones."""
+    killed = []
+
+    def kill_in_the_middle():
+        while not (second := list(notes.glob("*-2"))):
+            time.sleep(0.01)
+        killed.append(second[0].name.partition("-")[0])
+        os.kill(int(killed[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
+    added = embed(store, folder, model=partial(Colours, notes)).added
+    killer.join()
+    at_work = {note.name.partition("-")[0] for note in notes.iterdir()}
+    return added, killed[0] in at_work, len(at_work) >= 2
+
+
+def test_a_killed_worker_costs_time_and_no_row_and_the_terminal_stays_quiet(crops, store, tmp_path):
     """Whatever Ray and Lance write, on their way up, at the death of a worker and on their way down."""
-    code = (
-        "class Mortal(t.Colours):\n"
-        "    def embed_images(self, pixels):\n"
-        "        try: os.close(os.open(os.environ['MARK'], os.O_CREAT | os.O_EXCL))\n"
-        "        except FileExistsError: return super().embed_images(pixels)\n"
-        "        os._exit(9)\n"
-        "print(t.embed(GalleryStore.open(sys.argv[1]), sys.argv[2], model=Mortal).added)"
-    )
     pytest.importorskip("ray")
-    mark = crops.parent / "mark"
-    assert in_a_process(code, store.uri, crops, MARK=str(mark)) == ("24\n", "")
-    assert mark.exists()
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    code = "print(t.embed_and_kill(GalleryStore.open(sys.argv[1]), sys.argv[2], t.Path(sys.argv[3])))"
+    assert in_a_process(code, store.uri, crops, notes) == ("(24, True, True)\n", "")
+    assert paths_of(store.uri) == sorted(str(file) for file in crops.rglob("*.png"))
 
 
 @pytest.fixture
