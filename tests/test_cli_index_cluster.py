@@ -35,6 +35,20 @@ def test_what_was_skipped_while_listing_and_while_reading_is_told(home, monkeypa
     assert [each["path"] for each in json.loads(done.stdout)["skipped"]] == ["link", "a.png"]
 
 
+def test_patterns_that_do_not_match_are_told_before_anything_is_embedded(home, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(
+        "tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: embedded.append(1) or Changes(images=2)
+    )
+    done = CliRunner().invoke(app, [*ADD, "crops", "--camera-from", "x{camera}/*"])
+    assert done.exit_code == 2 and "does not match" in done.stderr and "--camera-from" in done.stderr
+    assert not embedded
+    paint(Path("crops/cam_a/b.png"))
+    done = CliRunner().invoke(app, [*ADD, "crops", "--camera-from", "cam_{camera}/*"])
+    assert done.exit_code == 0 and "a.png, one of 2: its camera is null" in done.stderr
+    assert embedded
+
+
 @pytest.mark.parametrize(
     ("arguments", "where", "what"),
     [

@@ -18,7 +18,7 @@ from tiprctl.cli.index_session import (
     reading_of,
 )
 from tiprctl.errors import UsageError
-from tiprctl.gallery.places import absolute, is_remote
+from tiprctl.gallery.places import absolute, is_remote, key_of
 
 if TYPE_CHECKING:
     from tiprctl.gallery.listing import ImageFile
@@ -31,10 +31,10 @@ def add_with_ray(
     """Add the images that are new, or changed since they were added.
 
     Raises:
-        UsageError: an option tells a cluster nothing. As `open_session`, and as `cluster.add_with_ray`.
+        UsageError: an option tells a cluster nothing, or a pattern matches no image at all. As `open_session`, and as `cluster.add_with_ray`.
     """
     _refuse_idle(options, workers)
-    from tiprctl.gallery.adding import EmbeddingInterrupted
+    from tiprctl.gallery.adding import EmbeddingInterrupted, check_patterns
     from tiprctl.gallery.cluster import add_with_ray as embed
     from tiprctl.gallery.origins import begin, end, remember
 
@@ -42,6 +42,9 @@ def add_with_ray(
     store, origin, model = session.store, session.origin, session.model
     reading = reading_of(batch_size, None, session.describer)
     loaded = partial(_loaded, absolute(options.model or store.identity.source), options.device)
+    listing = session.images.listing if session.images else None
+    keys = (key_of(root, path) for path in listing.images.paths) if listing else ()
+    unmatched = check_patterns(session.describer, keys, new=not len(store))
     begun = begin(store, origin, "add")
     remember(store, begun)
     try:
@@ -49,9 +52,10 @@ def add_with_ray(
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
-    if session.images:
-        changes.unreadable = [*session.images.listing.unreadable, *changes.unreadable]
-    if not end(store, begun, origin, session.images and session.images.listing, reading, changes):
+    changes.unmatched = unmatched
+    if listing:
+        changes.unreadable = [*listing.unreadable, *changes.unreadable]
+    if not end(store, begun, origin, listing, reading, changes):
         render.warning("Images of an object store that the gallery had already keep the columns that they have.")
     session.finish(changes, json=json)
 

@@ -156,6 +156,21 @@ def describe_again(
     return len(images)
 
 
+def check_patterns(describer: Describer, keys: Iterable[str], *, new: bool) -> list[Unmatched]:
+    """The patterns that tell nothing of some of these paths.
+
+    Raises:
+        UsageError: one matches no image at all of a new folder, which is a mistake.
+    """
+    unmatched = describer.unmatched(keys)
+    for one in unmatched:
+        if one.count == one.of and new:
+            raise UsageError(
+                str(one), where=f"--{one.pattern.fact}-from", remedy="It is compared with the end of each path."
+            )
+    return unmatched
+
+
 def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading) -> Inventory:
     store.check_model(model)
     # Another process may be adding the same columns at this moment.
@@ -184,7 +199,8 @@ class _Run:
         self.next_look = 0.0
 
     def run(self) -> Changes:
-        self._check_patterns()
+        wanted = self.inventory.keys(self.comparison.wanted)
+        self.changes.unmatched = check_patterns(self.reading.describer, wanted, new=not self.comparison.rows)
         try:
             with self.reading.progress(self.total) as advance:
                 self._embed(self.work, advance, self.comparison.reusable)
@@ -196,15 +212,6 @@ class _Run:
         finally:
             self.writer.commit()
         return self._finished()
-
-    def _check_patterns(self) -> None:
-        """Tell of patterns that do not match; one that matches no image of a new folder is a mistake."""
-        self.changes.unmatched = self.reading.describer.unmatched(self.inventory.keys(self.comparison.wanted))
-        for one in self.changes.unmatched:
-            if one.count == one.of and not self.comparison.rows:
-                raise UsageError(
-                    str(one), where=f"--{one.pattern.fact}-from", remedy="It is compared with the end of each path."
-                )
 
     def _embed(
         self, images: Iterable[ImageFile], advance: Callable[[int], Any], reusable: DigestSet | None = None
