@@ -30,9 +30,9 @@ from tiprctl.cli.index_session import PROBES
 from tiprctl.config import ModelConfig, TrainConfig, override, to_dict
 from tiprctl.cores import cores
 from tiprctl.exporting import export_model
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
-from tiprctl.gallery.vector_index import optimise
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching.optimising import optimise
 from tiprctl.recipes import RECIPES
 from tiprctl.runs import BEST, RESULT, RUN, write_json
 from tiprctl.sources import load_embedder

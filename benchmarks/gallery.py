@@ -1,4 +1,4 @@
-"""Recall and time of `tiprctl.gallery.finding` by the size of the gallery and by what a filter leaves of it.
+"""Recall and time of `tiprctl.gallery.searching.finding` by the size of the gallery and by what a filter leaves of it.
 
 python benchmarks/gallery.py                        # from 10,000 to 1,000,000 rows: minutes
 python benchmarks/gallery.py --rows 100000
@@ -30,12 +30,12 @@ from _crops import BLOCK, Crops
 from _report import Report, errors, megabytes, parser, publish, survey, verdict
 
 from tiprctl.cli.index_session import PROBES
-from tiprctl.gallery import finding, vector_index
-from tiprctl.gallery.approximate import LEAST_RECALL, read_tuning
-from tiprctl.gallery.engine import lance
-from tiprctl.gallery.finding import find
-from tiprctl.gallery.schema import KEY, VECTOR, ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.keeping.engine import lance
+from tiprctl.gallery.keeping.schema import KEY, VECTOR, ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching import finding, optimising
+from tiprctl.gallery.searching.finding import find
+from tiprctl.gallery.searching.vector_index import LEAST_RECALL, read_tuning
 
 TOP = 10
 WAYS = {"exact": sys.maxsize, "index": 0}
@@ -128,8 +128,8 @@ def make(case: Case) -> Made:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), case.width)
         rows = pa.table({KEY: paths, "camera": taken_by, "vector": column})
         spent += seconds(lambda rows=rows: store.put(rows))
-    vector_index.EXACT_ROWS = 0
-    optimised = seconds(lambda: vector_index.optimise(store, probes=case.probes()))
+    optimising.EXACT_ROWS = 0
+    optimised = seconds(lambda: optimising.optimise(store, probes=case.probes()))
     size = next(one.total_size_bytes for one in store.dataset.describe_indices() if one.field_names == [VECTOR])
     tuning = read_tuning(store)
     return Made(spent, optimised, size, tuning.share, tuning.refine)

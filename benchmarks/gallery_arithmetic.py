@@ -21,12 +21,12 @@ import pyarrow as pa
 from _crops import BLOCK, Crops
 from _report import Report, parser, publish, survey
 
-from tiprctl.gallery.cluster_commits import Committer
-from tiprctl.gallery.cluster_rows import STAMP_BYTES
-from tiprctl.gallery.cluster_stages import REASON, Write
-from tiprctl.gallery.digests import BYTES
-from tiprctl.gallery.schema import OWN_COLUMNS, ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.cluster.commits import Committer
+from tiprctl.gallery.cluster.rows import STAMP_BYTES
+from tiprctl.gallery.cluster.stages import REASON, Write
+from tiprctl.gallery.filling.digests import BYTES
+from tiprctl.gallery.keeping.schema import OWN_COLUMNS, ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
 
 WIDTH = 512
 ROWS = (1_000_000, 100_000_000, 1_000_000_000)

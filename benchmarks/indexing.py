@@ -23,11 +23,11 @@ from cold_query import MODELS, write_run
 from PIL import Image
 
 from tiprctl.cores import cores
-from tiprctl.gallery import adding
-from tiprctl.gallery.embedding import EmbeddedBatch, ReadImage, content_hash
-from tiprctl.gallery.listing import ImageFile, Images, Listing, list_images
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.filling import adding
+from tiprctl.gallery.filling.embedding import EmbeddedBatch, ReadImage, content_hash
+from tiprctl.gallery.filling.listing import ImageFile, Images, Listing, list_images
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.images import load_pixels
 from tiprctl.vector_model import VectorModel, load_vector_model
 

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.keeping.store import GalleryStore
 
 Rows = dict[str, dict[str, Any]]
 """Rows of a gallery by their paths."""
@@ -37,8 +37,8 @@ INDEX_FROM = 200
 """Rows from which a `Moment` can give a gallery an index."""
 GALLERY = "gallery.lance"
 EMBED = "tiprctl.exported:ExportedModel.embed_images"
-PUT = "tiprctl.gallery.store:GalleryStore.put"
-REMOVE = "tiprctl.gallery.store:GalleryStore.remove_unchanged"
+PUT = "tiprctl.gallery.keeping.store:GalleryStore.put"
+REMOVE = "tiprctl.gallery.keeping.store:GalleryStore.remove_unchanged"
 UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 """What runs a command so that file permissions hold for it, though it be the superuser's."""
 _PATIENCE = 120
@@ -69,11 +69,13 @@ class Moment:
 
     def arm(self, line: socket.socket) -> None:
         """Let this process stop then, and commit each batch by itself; on the line it tells that it waits."""
-        from tiprctl.gallery import calibration, finding, upkeep, vector_index, writing
+        from tiprctl.gallery.filling import writing
+        from tiprctl.gallery.keeping import upkeep
+        from tiprctl.gallery.searching import calibration, finding, optimising
 
         writing.SECONDS_BETWEEN_COMMITS = 0.0
         if self.indexed:
-            finding.EXACT_ROWS = vector_index.EXACT_ROWS = INDEX_FROM
+            finding.EXACT_ROWS = optimising.EXACT_ROWS = INDEX_FROM
             calibration._QUERIES = 16
         if self.forgets:
             upkeep._KEPT = timedelta(0)
@@ -223,7 +225,7 @@ class Workplace:
 
     def store(self, gallery: str = GALLERY) -> GalleryStore:
         """The newest version of the gallery."""
-        from tiprctl.gallery.store import GalleryStore
+        from tiprctl.gallery.keeping.store import GalleryStore
 
         return GalleryStore.open(self.folder / gallery)
 
@@ -251,7 +253,7 @@ def same_rows(rows: Rows, others: Rows) -> None:
 
 def recall(store: GalleryStore, rows: Rows, top: int = 10) -> float:
     """The share of the best rows that `find` finds for some queries; fails where an answer is not whole or not true."""
-    from tiprctl.gallery.finding import find
+    from tiprctl.gallery.searching.finding import find
 
     paths, vectors = list(rows), np.array([row["vector"] for row in rows.values()])
     queries = np.random.default_rng(1).standard_normal((20, WIDTH))

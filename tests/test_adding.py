@@ -18,17 +18,17 @@ from colours import MeanColour, paint, unit
 from pyarrow import csv, parquet
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery import writing
-from tiprctl.gallery.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
-from tiprctl.gallery.inputs import read_input
-from tiprctl.gallery.listing import ImageFile, Images, list_images
-from tiprctl.gallery.metadata import Describer
-from tiprctl.gallery.origins import Origin, Remembered, bring, recall, recall_for
-from tiprctl.gallery.patterns import PathPattern
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
-from tiprctl.gallery.watching import watch
-from tiprctl.gallery.work import Work
+from tiprctl.gallery.filling import writing
+from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
+from tiprctl.gallery.filling.inputs import read_input
+from tiprctl.gallery.filling.listing import ImageFile, Images, list_images
+from tiprctl.gallery.filling.metadata import Describer
+from tiprctl.gallery.filling.origins import Origin, Remembered, bring, recall, recall_for
+from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.filling.watching import watch
+from tiprctl.gallery.filling.work import Work
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
 
 BY_FOLDER = Reading(Describer(PathPattern.parse("{camera}/*", "camera")), batch_size=3)
 
@@ -74,7 +74,7 @@ def test_images_become_rows_with_vector_hash_time_and_camera(crops, store):
 def test_a_second_add_reads_nothing(crops, store, monkeypatch):
     add(store, list_images(crops), MeanColour())
     version = store.dataset.version
-    monkeypatch.setattr("tiprctl.gallery.embedding.read_content", None)
+    monkeypatch.setattr("tiprctl.gallery.filling.embedding.read_content", None)
     changes = add(store, list_images(crops), MeanColour())
     assert counts(changes) == {"images": 10, "unchanged": 10}
     assert store.dataset.version == version
@@ -216,7 +216,7 @@ def test_another_model_is_refused(crops, store):
 def test_images_that_another_process_added_meanwhile_are_skipped(crops, store, tmp_path, monkeypatch):
     """The other one adds what comes last while the first one is at its second batch."""
     monkeypatch.setattr(writing, "SECONDS_BETWEEN_COMMITS", 0.0)
-    monkeypatch.setattr("tiprctl.gallery.work._AT_ONCE", 1)
+    monkeypatch.setattr("tiprctl.gallery.filling.work._AT_ONCE", 1)
     for number in range(40):
         paint(crops / "c" / f"{number:02}.png", (number, 0, 0))
     other = MeanColour()
@@ -261,11 +261,11 @@ def test_a_killed_add_goes_on_where_it_was(crops, tmp_path):
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from colours import MeanColour
-        from tiprctl.gallery import writing
-        from tiprctl.gallery.adding import Reading, add
-        from tiprctl.gallery.listing import ImageFile, Images, list_images
-        from tiprctl.gallery.schema import ModelIdentity
-        from tiprctl.gallery.store import GalleryStore
+        from tiprctl.gallery.filling import writing
+        from tiprctl.gallery.filling.adding import Reading, add
+        from tiprctl.gallery.filling.listing import ImageFile, Images, list_images
+        from tiprctl.gallery.keeping.schema import ModelIdentity
+        from tiprctl.gallery.keeping.store import GalleryStore
         class Killed(MeanColour):
             def embed_images(self, pixels):
                 if len(self.batches) == 2:
@@ -582,7 +582,7 @@ def test_an_interrupt_while_rows_are_described_anew_leaves_them_to_the_next_time
 
 
 def test_a_folder_that_rests_is_compared_without_a_look_at_each_image(crops, store, monkeypatch):
-    monkeypatch.setattr("tiprctl.gallery.watching.DigestSet", None)
+    monkeypatch.setattr("tiprctl.gallery.filling.watching.DigestSet", None)
     (changes,) = watch(
         lambda: list_images(crops), lambda listing: add(store, listing, MeanColour()), every=0, once=True
     )

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from tiprctl.errors import UsageError
-from tiprctl.gallery import answer as module
-from tiprctl.gallery.answer import Request, answer, patterns
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching import answer as module
+from tiprctl.gallery.searching.answer import Request, answer, patterns
 
 MODEL = ModelIdentity("f00", 3, "float32", "a model", "runs/a")
 QUERY = np.array([[1, 0, 0]], np.float32)

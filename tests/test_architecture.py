@@ -145,3 +145,15 @@ def test_start_up_imports_neither_torch_nor_pandas(arguments):
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+GALLERY = {"keeping": (), "searching": ("keeping",), "filling": ("keeping",), "cluster": ("keeping", "filling")}
+"""The parts of the gallery, and which others each may know."""
+
+
+@pytest.mark.parametrize("part", GALLERY)
+def test_the_parts_of_the_gallery_know_each_other_one_way(part):
+    known = {part, *GALLERY[part]}
+    for file in sorted((PACKAGE / "gallery" / part).glob("*.py")):
+        of_the_gallery = {name.split(".")[2] for name in imports(file) if name.startswith("tiprctl.gallery.")}
+        assert of_the_gallery <= known, file

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from tiprctl import vector_model
 from tiprctl.cli.app import app
 from tiprctl.cli.index_session import IndexOptions, open_session, reading_of
-from tiprctl.gallery import writing
-from tiprctl.gallery.adding import Changes
-from tiprctl.gallery.engine import ObstacleError
-from tiprctl.gallery.listing import list_images
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.filling import writing
+from tiprctl.gallery.filling.adding import Changes
+from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.keeping.engine import ObstacleError
+from tiprctl.gallery.keeping.store import GalleryStore
 
 
 @pytest.fixture
@@ -249,10 +249,10 @@ def test_rows_are_described_anew_on_a_cluster_too(home, loaded, monkeypatch, opt
     """The cluster has nothing to embed; an interrupt there leaves the rows to the next command."""
     Path("shifts.csv").write_text("path,camera_name\ncam_a/20261101_0830.png,a\n")
     run("add", "crops", "--gallery", "g.lance")
-    monkeypatch.setattr("tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: 1 / 0)
+    monkeypatch.setattr("tiprctl.gallery.cluster.adding.add_with_ray", lambda *arguments, **further: 1 / 0)
     CliRunner().invoke(app, ["index", "add", "crops", "--gallery", "g.lance", "--engine", "ray", *options])
     monkeypatch.setattr(
-        "tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: Changes(images=6, unchanged=6)
+        "tiprctl.gallery.cluster.adding.add_with_ray", lambda *arguments, **further: Changes(images=6, unchanged=6)
     )
     for described in ("6 described anew", "0 removed, 6 unchanged; 6 rows"):
         assert described in run("add", "crops", "--gallery", "g.lance", "--engine", "ray", *options).stdout
@@ -261,12 +261,12 @@ def test_rows_are_described_anew_on_a_cluster_too(home, loaded, monkeypatch, opt
 
 
 def test_what_was_added_is_told_before_the_index_is_built(home, loaded, monkeypatch):
-    monkeypatch.setattr("tiprctl.gallery.vector_index.unindexed", lambda store: "it is time")
+    monkeypatch.setattr("tiprctl.gallery.searching.optimising.unindexed", lambda store: "it is time")
 
     def full(*arguments, **further):
         raise ObstacleError("The disk is full", where="g.lance", remedy="Free some space.")
 
-    monkeypatch.setattr("tiprctl.gallery.vector_index.optimise", full)
+    monkeypatch.setattr("tiprctl.gallery.searching.optimising.optimise", full)
     done = run("add", "crops", "--gallery", "g.lance", code=3)
     assert done.stdout.startswith("g.lance: 6 added")
     assert "The disk is full" in done.stderr

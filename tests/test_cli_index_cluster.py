@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from tiprctl import vector_model
 from tiprctl.cli.app import app
-from tiprctl.gallery.adding import Changes
-from tiprctl.gallery.listing import Unreadable
+from tiprctl.gallery.filling.adding import Changes
+from tiprctl.gallery.filling.listing import Unreadable
 
 ADD = ("index", "add", "--gallery", "g.lance", "--engine", "ray")
 
@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 
 def test_what_was_skipped_while_listing_and_while_reading_is_told(home, monkeypatch):
     changes = Changes(images=1, unreadable=[Unreadable("a.png", "It was deleted")])
-    monkeypatch.setattr("tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: changes)
+    monkeypatch.setattr("tiprctl.gallery.cluster.adding.add_with_ray", lambda *arguments, **further: changes)
     done = CliRunner().invoke(app, [*ADD, "crops", "--json"])
     assert done.exit_code == 0, done.output
     assert [each["path"] for each in json.loads(done.stdout)["skipped"]] == ["link", "a.png"]
@@ -38,7 +38,8 @@ def test_what_was_skipped_while_listing_and_while_reading_is_told(home, monkeypa
 def test_patterns_that_do_not_match_are_told_before_anything_is_embedded(home, monkeypatch):
     embedded = []
     monkeypatch.setattr(
-        "tiprctl.gallery.cluster.add_with_ray", lambda *arguments, **further: embedded.append(1) or Changes(images=2)
+        "tiprctl.gallery.cluster.adding.add_with_ray",
+        lambda *arguments, **further: embedded.append(1) or Changes(images=2),
     )
     done = CliRunner().invoke(app, [*ADD, "crops", "--camera-from", "x{camera}/*"])
     assert done.exit_code == 2 and "does not match" in done.stderr and "--camera-from" in done.stderr

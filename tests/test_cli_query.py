@@ -34,12 +34,12 @@ from tiprctl.cli import query as command
 from tiprctl.config import to_dict
 from tiprctl.errors import ImageError, InputError
 from tiprctl.exported import ExportedModel
-from tiprctl.gallery import cluster_sources
-from tiprctl.gallery.adding import sync
-from tiprctl.gallery.embedding import content_hash
-from tiprctl.gallery.listing import list_images
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.cluster import sources as cluster_sources
+from tiprctl.gallery.filling.adding import sync
+from tiprctl.gallery.filling.embedding import content_hash
+from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.images import load_pixels
 from tiprctl.losses.similarity import cosine_similarity
 from tiprctl.models.clip import Clip

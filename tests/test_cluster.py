@@ -22,20 +22,22 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import ImageError, InputError, UsageError
-from tiprctl.gallery import cluster_commits, cluster_session, upkeep
-from tiprctl.gallery.adding import Reading, add
-from tiprctl.gallery.cluster import Layout, add_with_ray
-from tiprctl.gallery.cluster_commits import Committer
-from tiprctl.gallery.cluster_rows import KnownRows
-from tiprctl.gallery.cluster_session import connected
-from tiprctl.gallery.cluster_sources import list_objects, read_image
-from tiprctl.gallery.cluster_stages import PIXELS, REASON, Decode, Embed, Write
-from tiprctl.gallery.listing import ImageFile, Listing, list_images
-from tiprctl.gallery.metadata import Describer
-from tiprctl.gallery.patterns import PathPattern
-from tiprctl.gallery.schema import OWN_COLUMNS, ModelIdentity
-from tiprctl.gallery.store import GalleryStore, Written
-from tiprctl.gallery.vector_index import tidy
+from tiprctl.gallery.cluster import commits as cluster_commits
+from tiprctl.gallery.cluster import session as cluster_session
+from tiprctl.gallery.cluster.adding import Layout, add_with_ray
+from tiprctl.gallery.cluster.commits import Committer
+from tiprctl.gallery.cluster.rows import KnownRows
+from tiprctl.gallery.cluster.session import connected
+from tiprctl.gallery.cluster.sources import list_objects, read_image
+from tiprctl.gallery.cluster.stages import PIXELS, REASON, Decode, Embed, Write
+from tiprctl.gallery.filling.adding import Reading, add
+from tiprctl.gallery.filling.listing import ImageFile, Listing, list_images
+from tiprctl.gallery.filling.metadata import Describer
+from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.keeping import upkeep
+from tiprctl.gallery.keeping.schema import OWN_COLUMNS, ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore, Written
+from tiprctl.gallery.searching.optimising import tidy
 
 LAYOUT = Layout(actors=2, block=4, fragment=8)
 SIZE = (4, 3)
@@ -305,7 +307,7 @@ def test_without_ray_the_package_is_named(store, crops, monkeypatch):
 def in_a_process(code, *arguments):
     """What a program prints that has a cluster of its own, as (stdout, stderr)."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    code = f"import os, sys\nimport test_cluster as t\nfrom tiprctl.gallery.store import GalleryStore\n{code}"
+    code = f"import os, sys\nimport test_cluster as t\nfrom tiprctl.gallery.keeping.store import GalleryStore\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

@@ -11,10 +11,10 @@ import pytest
 from colours import MeanColour, paint, unit
 
 from tiprctl.errors import TiprError
-from tiprctl.gallery import embedding
-from tiprctl.gallery.digests import DigestSet
-from tiprctl.gallery.embedding import content_hash, embed_images
-from tiprctl.gallery.listing import list_images
+from tiprctl.gallery.filling import embedding
+from tiprctl.gallery.filling.digests import DigestSet
+from tiprctl.gallery.filling.embedding import content_hash, embed_images
+from tiprctl.gallery.filling.listing import list_images
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tiprctl import vector_model
 from tiprctl.errors import InputError, UsageError
 from tiprctl.exported import CARD, IMAGE, TEXT, ExportedModel
 from tiprctl.exporting import export_model
-from tiprctl.gallery.schema import ModelIdentity
+from tiprctl.gallery.keeping.schema import ModelIdentity
 from tiprctl.images import load_pixels
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.models.embedder import Embedder

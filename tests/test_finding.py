@@ -12,11 +12,11 @@ import pytest
 from vector_galleries import MODEL, WIDTH, best, gallery, names, table, unit
 
 from tiprctl.errors import UsageError
-from tiprctl.gallery import exact, finding, vector_index
-from tiprctl.gallery.engine import EngineError
-from tiprctl.gallery.expression import compiled
-from tiprctl.gallery.finding import find
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.keeping.engine import EngineError
+from tiprctl.gallery.keeping.expression import compiled
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching import exact, finding, optimising
+from tiprctl.gallery.searching.finding import find
 
 ROWS = 3000
 
@@ -33,9 +33,9 @@ def small(tmp_path_factory) -> GalleryStore:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> GalleryStore:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vector_index, "EXACT_ROWS", 500)
+        patch.setattr(optimising, "EXACT_ROWS", 500)
         store = gallery(tmp_path_factory.mktemp("large"), ROWS)
-        assert vector_index.optimise(store).index == "built"
+        assert optimising.optimise(store).index == "built"
     return store
 
 
@@ -170,9 +170,9 @@ def test_a_deep_ranking_is_exact(large, through_index):
 
 
 def test_rows_outside_the_index_are_found(tmp_path, monkeypatch, through_index):
-    monkeypatch.setattr(vector_index, "EXACT_ROWS", 500)
+    monkeypatch.setattr(optimising, "EXACT_ROWS", 500)
     store = gallery(tmp_path, 1000)
-    vector_index.optimise(store)
+    optimising.optimise(store)
     new = unit(3, seed=8)
     store.put(table(["/new/a", "/g/00007.jpg", "/new/c"], new))
     assert [paths(one)[0] for one in find(store, new, 2)] == ["/new/a", "/g/00007.jpg", "/new/c"]
@@ -198,16 +198,16 @@ def damage(store: GalleryStore, index: str) -> None:
 def test_a_damaged_index_is_done_without_until_it_is_built_anew(
     index, where, mended, tmp_path, monkeypatch, through_index
 ):
-    monkeypatch.setattr(vector_index, "EXACT_ROWS", 500)
+    monkeypatch.setattr(optimising, "EXACT_ROWS", 500)
     store = gallery(tmp_path, 1000)
     whole = find(store, unit(2, seed=4), 5, where=where)
-    vector_index.optimise(store)
+    optimising.optimise(store)
     damage(store, index)
     store = GalleryStore.open(store.uri)
     found = find(store, unit(2, seed=4), 5, where=where)
     assert [paths(one) for one in found] == [paths(one) for one in whole]
     assert all(one.exact and "without the index, which cannot be read" in one.note for one in found)
-    assert vector_index.optimise(store).index == mended
+    assert optimising.optimise(store).index == mended
     assert find(GalleryStore.open(store.uri), unit(1), 5, where=where)[0].note is None
 
 
@@ -287,8 +287,8 @@ def test_a_damaged_gallery_is_not_the_fault_of_an_expression(tmp_path):
 def test_searching_imports_neither_torch_nor_pandas_and_prints_nothing(large):
     code = f"""
 import sys, numpy as np
-from tiprctl.gallery import finding
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.searching import finding
+from tiprctl.gallery.keeping.store import GalleryStore
 finding.EXACT_ROWS = 500
 found = finding.find(GalleryStore.open({large.uri!r}), np.eye(1, {WIDTH}, dtype=np.float32), 3)
 print(len(found[0]), found[0].exact, {{"torch", "pandas"}} & set(sys.modules))

@@ -10,8 +10,8 @@ import galleries
 import pytest
 from galleries import BATCH, EMBED, INDEX_FROM, NAMES, PUT, REMOVE, Moment, Workplace, same_rows
 
-from tiprctl.gallery import finding
-from tiprctl.gallery.origins import recall
+from tiprctl.gallery.filling.origins import recall
+from tiprctl.gallery.searching import finding
 
 CAMERAS = ("--camera-from", "{camera}/*")
 KILLED_ADDS = {
@@ -22,26 +22,28 @@ KILLED_ADDS = {
     "writing data": (Moment(PUT, 3, file_in="data"), 2),
     "writing the transaction": (Moment(PUT, 3, file_in="_transactions"), 2),
     "writing the version": (Moment(PUT, 3, file_in="_versions"), 2),
-    "finishing": (Moment("tiprctl.gallery.origins:remember", 2), 5),
+    "finishing": (Moment("tiprctl.gallery.filling.origins:remember", 2), 5),
 }
 """The moment, and how many batches were committed before for certain."""
 
 
 KILLED_SYNCS = {
     "embedding": Moment(EMBED),
-    "between embedding and dropping": Moment("tiprctl.gallery.adding:still_gone"),
+    "between embedding and dropping": Moment("tiprctl.gallery.filling.adding:still_gone"),
     "dropping": Moment(REMOVE, 2, file_in="_transactions"),
     "finishing": Moment(REMOVE, 2, after=True),
 }
 
 KILLED_OPTIMISES = {
-    "joining files": Moment("tiprctl.gallery.upkeep:compact", file_in="data"),
-    "between joining and indexing": Moment("tiprctl.gallery.upkeep:index_scalars"),
-    "indexing columns": Moment("tiprctl.gallery.upkeep:index_scalars", file_in="_indices"),
-    "indexing vectors": Moment("tiprctl.gallery.vector_index:build", file_in="_indices"),
-    "before calibrating": Moment("tiprctl.gallery.vector_index:calibrate"),
-    "before removing versions": Moment("tiprctl.gallery.upkeep:forget_old_versions"),
-    "removing versions": Moment("tiprctl.gallery.upkeep:forget_old_versions", file_in="_versions", forgets=True),
+    "joining files": Moment("tiprctl.gallery.keeping.upkeep:compact", file_in="data"),
+    "between joining and indexing": Moment("tiprctl.gallery.keeping.upkeep:index_scalars"),
+    "indexing columns": Moment("tiprctl.gallery.keeping.upkeep:index_scalars", file_in="_indices"),
+    "indexing vectors": Moment("tiprctl.gallery.searching.optimising:build", file_in="_indices"),
+    "before calibrating": Moment("tiprctl.gallery.searching.optimising:calibrate"),
+    "before removing versions": Moment("tiprctl.gallery.keeping.upkeep:forget_old_versions"),
+    "removing versions": Moment(
+        "tiprctl.gallery.keeping.upkeep:forget_old_versions", file_in="_versions", forgets=True
+    ),
 }
 
 

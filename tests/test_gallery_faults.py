@@ -27,10 +27,10 @@ from galleries import (
     same_rows,
 )
 
-from tiprctl.gallery.engine import EngineError, faults
-from tiprctl.gallery.schema import FORMAT, METADATA
+from tiprctl.gallery.keeping.engine import EngineError, faults
+from tiprctl.gallery.keeping.schema import FORMAT, METADATA
 
-LISTED = "tiprctl.gallery.adding:_Bringing.run"
+LISTED = "tiprctl.gallery.filling.adding:_Run.run"
 """What is called once the folder was listed."""
 READER_FLAGS, WRITER_FLAGS = 9, 10
 """Fields of the protocol's message `lance.table.Manifest`."""
@@ -132,7 +132,7 @@ def test_a_reader_beside_an_optimise_gets_the_same_answers(many, tmp_path):
     before = place.query("a red coat", "--plain").stdout
     opened = place.store()
     held = place.start_index(
-        "optimise", at=Moment("tiprctl.gallery.upkeep:forget_old_versions", then="wait", indexed=True)
+        "optimise", at=Moment("tiprctl.gallery.keeping.upkeep:forget_old_versions", then="wait", indexed=True)
     )
     seen = read_while(held.reached, place, many.rows())
     assert set(seen) == {INDEX_FROM + 1}

@@ -15,8 +15,8 @@ from galleries import GALLERY, Workplace
 from PIL import Image
 
 from tiprctl.errors import UsageError
-from tiprctl.gallery.answer import patterns
-from tiprctl.gallery.finding import find
+from tiprctl.gallery.searching.answer import patterns
+from tiprctl.gallery.searching.finding import find
 
 NAMES = [
     "it's.png",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import InputError
-from tiprctl.gallery.listing import ImageFile, Images, Unreadable, list_images
+from tiprctl.gallery.filling.listing import ImageFile, Images, Unreadable, list_images
 
 OUTSIDE = "a link that leads out of the folder, not followed"
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import ExifTags, Image
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.digests import DigestSet
-from tiprctl.gallery.embedding import ReadImage
-from tiprctl.gallery.listing import ImageFile
-from tiprctl.gallery.metadata import EXIF, Describer, MetadataTable
-from tiprctl.gallery.patterns import PathPattern
-from tiprctl.gallery.places import key_of
+from tiprctl.gallery.filling.digests import DigestSet
+from tiprctl.gallery.filling.embedding import ReadImage
+from tiprctl.gallery.filling.listing import ImageFile
+from tiprctl.gallery.filling.metadata import EXIF, Describer, MetadataTable
+from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.keeping.places import key_of
 from tiprctl.images import exif_time
 
 

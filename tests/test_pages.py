@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 from pages import ROOT, broken_links, read_arguments, shown_commands
 
-from tiprctl.gallery import finding, schema, similar, vector_index
-from tiprctl.gallery.expression import compiled
-from tiprctl.gallery.patterns import PathPattern
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.keeping import schema
+from tiprctl.gallery.keeping.expression import compiled
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching import finding, optimising, similar
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
 WITH_COMMANDS = [page for page in PAGES if shown_commands(page)]
@@ -71,6 +72,6 @@ def test_the_expressions_of_the_page_can_be_asked():
 def test_the_figures_of_the_page_are_those_of_the_code():
     assert f"Up to {finding.EXACT_ROWS:,} rows every query compares all" in GALLERY
     assert f"or {finding.EXACT_ROWS:,} of them, are not in it" in GALLERY
-    assert vector_index.UNINDEXED_SHARE == 0.1
+    assert optimising.UNINDEXED_SHARE == 0.1
     assert f"a cosine of {similar.SIMILAR} or more" in GALLERY
-    assert f"is to be {vector_index.LEAST_RECALL} at least" in GALLERY
+    assert f"is to be {optimising.LEAST_RECALL} at least" in GALLERY

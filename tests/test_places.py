@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiprctl.gallery.places import absolute, is_remote, parents
+from tiprctl.gallery.keeping.places import absolute, is_remote, parents
 
 
 @pytest.mark.parametrize(

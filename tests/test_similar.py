@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tiprctl.gallery.similar import fold
+from tiprctl.gallery.searching.similar import fold
 
 
 def naive(vectors, threshold):

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.engine import ConflictError, EngineError, faults, signs
-from tiprctl.gallery.finding import find
-from tiprctl.gallery.inputs import read_input
-from tiprctl.gallery.metadata import MetadataTable
-from tiprctl.gallery.schema import METADATA, ModelIdentity, new_schema
+from tiprctl.gallery.filling.inputs import read_input
+from tiprctl.gallery.filling.metadata import MetadataTable
+from tiprctl.gallery.keeping.engine import ConflictError, EngineError, faults, signs
+from tiprctl.gallery.keeping.schema import METADATA, ModelIdentity, new_schema
+from tiprctl.gallery.keeping.store import GalleryStore, Written
+from tiprctl.gallery.searching.finding import find
 from tiprctl.gallery.status import read_status
-from tiprctl.gallery.store import GalleryStore, Written
 
 MODEL = ModelIdentity(fingerprint="f00", width=4, precision="float32", description="a model", source="runs/a")
 
@@ -159,7 +159,7 @@ def test_what_is_no_gallery_is_told(tmp_path):
 
 def test_lance_is_loaded_without_pandas_which_stays_usable():
     code = (
-        "import sys; from tiprctl.gallery.engine import lance; lance(); print('pandas' in sys.modules)\n"
+        "import sys; from tiprctl.gallery.keeping.engine import lance; lance(); print('pandas' in sys.modules)\n"
         "import pyarrow as pa; print(pa.table({'a': [1]}).to_pandas().shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import ImageError, InputError, UsageError
-from tiprctl.gallery.wish import Term, Wish, make_wishes, read_queries, wish_vectors
+from tiprctl.gallery.searching.wish import Term, Wish, make_wishes, read_queries, wish_vectors
 
 
 class Words:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tiprctl.gallery.schema import ModelIdentity
-from tiprctl.gallery.store import GalleryStore
+from tiprctl.gallery.keeping.schema import ModelIdentity
+from tiprctl.gallery.keeping.store import GalleryStore
 
 WIDTH = 32
 MODEL = ModelIdentity(fingerprint="f00", width=WIDTH, precision="float32", description="a model", source="runs/a")

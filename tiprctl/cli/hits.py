@@ -16,7 +16,7 @@ from tiprctl.errors import ImageError, UsageError
 from tiprctl.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.answer import Hit
+    from tiprctl.gallery.searching.answer import Hit
     from tiprctl.reranking import Reranking
 
 STDOUT = "-"

@@ -11,7 +11,7 @@ from tiprctl.cli import render
 from tiprctl.cli.index_session import GalleryName, IndexOptions, open_session, reading_of
 from tiprctl.cli.options import Device, Json, Workers
 from tiprctl.errors import UsageError
-from tiprctl.gallery.places import is_remote
+from tiprctl.gallery.keeping.places import is_remote
 
 Model = Annotated[
     str | None,
@@ -149,8 +149,8 @@ def watch(
     A file is added once two looks find it with the same size and time, so that
     half-written ones wait. Deleted files keep their rows: sync drops them.
     """
-    from tiprctl.gallery.listing import list_images
-    from tiprctl.gallery.watching import watch as look_again
+    from tiprctl.gallery.filling.listing import list_images
+    from tiprctl.gallery.filling.watching import watch as look_again
 
     options = IndexOptions(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
     _refuse_list(folder, "watch")

@@ -18,10 +18,10 @@ from tiprctl.cli.index_session import (
     reading_of,
 )
 from tiprctl.errors import UsageError
-from tiprctl.gallery.places import absolute, is_remote, key_of
+from tiprctl.gallery.keeping.places import absolute, is_remote, key_of
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.listing import ImageFile
+    from tiprctl.gallery.filling.listing import ImageFile
     from tiprctl.vector_model import VectorModel
 
 
@@ -34,9 +34,9 @@ def add_with_ray(
         UsageError: an option tells a cluster nothing, or a pattern matches no image at all. As `open_session`, and as `cluster.add_with_ray`.
     """
     _refuse_idle(options, workers)
-    from tiprctl.gallery.adding import EmbeddingInterrupted, check_patterns
-    from tiprctl.gallery.cluster import add_with_ray as embed
-    from tiprctl.gallery.origins import begin, end, remember
+    from tiprctl.gallery.cluster.adding import add_with_ray as embed
+    from tiprctl.gallery.filling.adding import EmbeddingInterrupted, check_patterns
+    from tiprctl.gallery.filling.origins import begin, end, remember
 
     session, root, images = _open(options)
     store, origin, model = session.store, session.origin, session.model
@@ -79,7 +79,7 @@ def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile]]:
     if not is_remote(options.source):
         session = open_session(options)
         return session, session.images.listing.root_key, session.images.listing.images
-    from tiprctl.gallery.cluster_sources import list_objects
+    from tiprctl.gallery.cluster.sources import list_objects
 
     root, known = options.source.rstrip("/"), find_store(options)
     origin = describe_origin(options, known, root, root)

@@ -12,13 +12,13 @@ import typer
 from tiprctl.cli import render
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.adding import Changes, Reading
-    from tiprctl.gallery.inputs import Input
-    from tiprctl.gallery.listing import Listing
-    from tiprctl.gallery.metadata import Describer, MetadataTable
-    from tiprctl.gallery.origins import Origin
-    from tiprctl.gallery.store import GalleryStore
-    from tiprctl.gallery.vector_index import Optimised
+    from tiprctl.gallery.filling.adding import Changes, Reading
+    from tiprctl.gallery.filling.inputs import Input
+    from tiprctl.gallery.filling.listing import Listing
+    from tiprctl.gallery.filling.metadata import Describer, MetadataTable
+    from tiprctl.gallery.filling.origins import Origin
+    from tiprctl.gallery.keeping.store import GalleryStore
+    from tiprctl.gallery.searching.optimising import Optimised
     from tiprctl.vector_model import VectorModel
 
 NAMED = 3
@@ -64,8 +64,8 @@ class Session:
         self, reading: Reading, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
     ) -> Changes:
         """Bring the gallery up to date with the images, or with those of another listing of the same folder."""
-        from tiprctl.gallery.adding import EmbeddingInterrupted
-        from tiprctl.gallery.origins import bring
+        from tiprctl.gallery.filling.adding import EmbeddingInterrupted
+        from tiprctl.gallery.filling.origins import bring
 
         if listing is not None:
             self._read_table_again()
@@ -91,7 +91,7 @@ class Session:
 
     def finish(self, changes: Changes, *, json: bool) -> None:
         """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""
-        from tiprctl.gallery.vector_index import unindexed
+        from tiprctl.gallery.searching.optimising import unindexed
 
         warn_of(changes)
         if json:
@@ -122,7 +122,7 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     Raises:
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
     """
-    from tiprctl.gallery.inputs import name_of, read_input, root_of
+    from tiprctl.gallery.filling.inputs import name_of, read_input, root_of
 
     known, source = find_store(options), Path(options.source)
     origin = describe_origin(options, known, name_of(source), root_of(source))
@@ -139,7 +139,7 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
 
 def find_store(options: IndexOptions) -> GalleryStore | None:
     """The gallery, where there is one."""
-    from tiprctl.gallery.store import GalleryStore, exists
+    from tiprctl.gallery.keeping.store import GalleryStore, exists
 
     return GalleryStore.open(options.gallery) if exists(options.gallery) else None
 
@@ -148,8 +148,8 @@ def open_store(
     options: IndexOptions, known: GalleryStore | None, model: VectorModel, describer: Describer
 ) -> GalleryStore:
     """The gallery that is known, else a new one; raises UsageError where it is of another model."""
-    from tiprctl.gallery.schema import ModelIdentity
-    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.keeping.schema import ModelIdentity
+    from tiprctl.gallery.keeping.store import GalleryStore
 
     render.note(f"Model: {model.description}")
     if known is None:
@@ -160,7 +160,7 @@ def open_store(
 
 def describe_origin(options: IndexOptions, store: GalleryStore | None, name: str, root: str) -> Origin:
     """What the user says of the images, whose paths are below `root`; where nothing is said, what the gallery remembers."""
-    from tiprctl.gallery.origins import Origin, recall_for
+    from tiprctl.gallery.filling.origins import Origin, recall_for
 
     remembered = recall_for(name, store.settings()) if store else None
     origin = remembered.origin if remembered else Origin(name)
@@ -220,8 +220,8 @@ def spell(changes: Changes) -> str:
 
 def keep_indexed(store: GalleryStore, model: VectorModel | None = None) -> bool:
     """Put the gallery in order where it is time to, and tell why; whether its index was rebuilt."""
-    from tiprctl.gallery.upkeep import untidy
-    from tiprctl.gallery.vector_index import tidy, unindexed
+    from tiprctl.gallery.keeping.upkeep import untidy
+    from tiprctl.gallery.searching.optimising import tidy, unindexed
 
     if reason := unindexed(store):
         render.note(f"Index: {reason}")
@@ -235,7 +235,7 @@ def keep_indexed(store: GalleryStore, model: VectorModel | None = None) -> bool:
 
 def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:
     """Put the gallery in order; the recall is measured for sentences too, where there is a model."""
-    from tiprctl.gallery.vector_index import optimise as put_in_order
+    from tiprctl.gallery.searching.optimising import optimise as put_in_order
 
     probes = model.embed_texts(PROBES) if model else None
     return put_in_order(store, probes=probes, notes=lambda step: render.note(f"{step} …"))
@@ -243,8 +243,8 @@ def rebuild(store: GalleryStore, model: VectorModel | None) -> Optimised:
 
 def reading_of(batch_size: int, workers: int | None, describer: Describer | None = None) -> Reading:
     """How images are read, with a bar that shows how many a second."""
-    from tiprctl.gallery.adding import Reading
-    from tiprctl.gallery.metadata import Describer
+    from tiprctl.gallery.filling.adding import Reading
+    from tiprctl.gallery.filling.metadata import Describer
 
     return Reading(describer or Describer(), batch_size, workers, _progress)
 

@@ -16,9 +16,9 @@ from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import spell_bytes
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.approximate import Tuning
+    from tiprctl.gallery.keeping.store import GalleryStore
+    from tiprctl.gallery.searching.vector_index import Tuning
     from tiprctl.gallery.status import Status
-    from tiprctl.gallery.store import GalleryStore
     from tiprctl.vector_model import VectorModel
 
 CAMERAS = 8
@@ -31,8 +31,8 @@ def status(gallery: GalleryName, json: Json = False) -> None:
     tiprctl index status --gallery gallery.lance
     tiprctl index status --gallery gallery.lance --json
     """
+    from tiprctl.gallery.keeping.store import GalleryStore
     from tiprctl.gallery.status import read_status
-    from tiprctl.gallery.store import GalleryStore
 
     found = read_status(GalleryStore.open(gallery))
     if json:
@@ -57,8 +57,8 @@ def remove(
 
     Both together take out the rows below the paths of which the expression holds.
     """
-    from tiprctl.gallery.removing import rows_of
-    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.keeping.removing import rows_of
+    from tiprctl.gallery.keeping.store import GalleryStore
 
     if not paths and where is None:
         raise UsageError("Nothing is named that is to be removed", remedy="Name paths, or rows with --where.")
@@ -86,7 +86,7 @@ def optimise(gallery: GalleryName, device: Device = None, json: Json = False) ->
 
     Add and sync do this by themselves where it is time to.
     """
-    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.keeping.store import GalleryStore
 
     store = GalleryStore.open(gallery)
     done = rebuild(store, _own_model(store, device))

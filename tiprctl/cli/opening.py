@@ -11,9 +11,9 @@ from tiprctl.cli.index_session import keep_indexed, warn_of
 from tiprctl.cli.own_model import own_model
 
 if TYPE_CHECKING:
+    from tiprctl.gallery.filling.listing import Listing, Unreadable
     from tiprctl.gallery.folder import FolderGallery
-    from tiprctl.gallery.listing import Listing, Unreadable
-    from tiprctl.gallery.store import GalleryStore
+    from tiprctl.gallery.keeping.store import GalleryStore
     from tiprctl.vector_model import VectorModel
 
 Load = Callable[[str | None, bool], "VectorModel"]
@@ -63,11 +63,11 @@ def open_gallery(
     Raises:
         InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
     """
-    from tiprctl.gallery.approximate import warm
-    from tiprctl.gallery.engine import lance
-    from tiprctl.gallery.listing import list_images
-    from tiprctl.gallery.places import is_remote
-    from tiprctl.gallery.store import GalleryStore, exists
+    from tiprctl.gallery.filling.listing import list_images
+    from tiprctl.gallery.keeping.engine import lance
+    from tiprctl.gallery.keeping.places import is_remote
+    from tiprctl.gallery.keeping.store import GalleryStore, exists
+    from tiprctl.gallery.searching.vector_index import warm
 
     if is_remote(name) or name.rstrip("/\\").endswith(".lance") or exists(name):
         store = GalleryStore.open(name)
@@ -103,7 +103,7 @@ def _open_folder(listing: Listing, source: str | None, load: Load, where: str | 
         EmbeddingInterrupted: Ctrl-C; what was embedded is kept. InputError: no image can be read.
     """
     from tiprctl.gallery import folder
-    from tiprctl.gallery.adding import EmbeddingInterrupted
+    from tiprctl.gallery.filling.adding import EmbeddingInterrupted
 
     model = _fitting_model(listing, source, load, follow_links)
     render.note(f"Model: {model.description}")
@@ -140,7 +140,7 @@ def _fitting_model(listing: Listing, source: str | None, load: Load, follow_link
 
 def _keep_indexed(store: GalleryStore, model: VectorModel) -> None:
     """Index a large folder's gallery; where that fails, the answer only takes longer."""
-    from tiprctl.gallery.engine import EngineError
+    from tiprctl.gallery.keeping.engine import EngineError
 
     try:
         keep_indexed(store, model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.schema import ModelIdentity
+    from tiprctl.gallery.keeping.schema import ModelIdentity
     from tiprctl.vector_model import VectorModel
 
 

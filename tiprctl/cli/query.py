@@ -15,8 +15,8 @@ from tiprctl.cli.sentences import warn_of_long
 from tiprctl.errors import UsageError
 
 if TYPE_CHECKING:
-    from tiprctl.gallery.answer import Hit, Request
-    from tiprctl.gallery.wish import Wish
+    from tiprctl.gallery.searching.answer import Hit, Request
+    from tiprctl.gallery.searching.wish import Wish
     from tiprctl.reranking import Reranking
     from tiprctl.vector_model import VectorModel
 
@@ -136,7 +136,7 @@ def _wishes(
     sentence: str | None, queries: Path | None, like: Sequence[str], plus: Sequence[str], minus: Sequence[str]
 ) -> list[Wish]:
     """What is looked for: a wish for each sentence."""
-    from tiprctl.gallery.wish import make_wishes, read_queries
+    from tiprctl.gallery.searching.wish import make_wishes, read_queries
 
     if sentence is not None and queries is not None:
         remedy = 'Give one of them: tiprctl query "woman in red coat" --gallery DIR, or --queries FILE.'
@@ -170,7 +170,7 @@ def _sheet_file(sheet: Path | None, show: bool, gallery: str) -> Path | None:
 def _patterns(exclude: Sequence[str]) -> list[str]:
     if not exclude:
         return []
-    from tiprctl.gallery.answer import patterns
+    from tiprctl.gallery.searching.answer import patterns
 
     return [pattern for given in exclude for pattern in patterns(given)]
 
@@ -198,16 +198,16 @@ def _request(
     group_similar: bool,
     similar_from: float | None,
 ) -> Request:
-    from tiprctl.gallery.answer import Request
-    from tiprctl.gallery.similar import SIMILAR
+    from tiprctl.gallery.searching.answer import Request
+    from tiprctl.gallery.searching.similar import SIMILAR
 
     similar = similar_from if similar_from is not None else SIMILAR if group_similar else None
     return Request(top, where, min_score, tuple(map(opened.stored, unwanted)), similar)
 
 
 def _find(opened: Opened, wishes: Sequence[Wish], request: Request) -> list[list[Hit]]:
-    from tiprctl.gallery.answer import answer
-    from tiprctl.gallery.wish import wish_vectors
+    from tiprctl.gallery.searching.answer import answer
+    from tiprctl.gallery.searching.wish import wish_vectors
 
     answers = answer(opened.store, wish_vectors(wishes, opened.model), request)
     for note in dict.fromkeys(one.note for one in answers if one.note):

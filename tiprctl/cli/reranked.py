@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from tiprctl.cli import render
 from tiprctl.cli.sentences import note_reranking
 from tiprctl.errors import UsageError
-from tiprctl.gallery.places import is_remote
+from tiprctl.gallery.keeping.places import is_remote
 
 if TYPE_CHECKING:
     from tiprctl.cli.opening import Opened
-    from tiprctl.gallery.answer import Hit
-    from tiprctl.gallery.wish import Wish
+    from tiprctl.gallery.searching.answer import Hit
+    from tiprctl.gallery.searching.wish import Wish
     from tiprctl.reranking import Reranking
 
 

@@ -24,7 +24,7 @@ from tiprctl.canvas import (
 )
 from tiprctl.errors import ImageError, UsageError
 from tiprctl.files import check_writable
-from tiprctl.gallery.places import is_remote
+from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.images import open_image
 
 CELL = (128, 256)
@@ -93,7 +93,7 @@ def open_crop(place: str | Path) -> Image.Image:
     if not is_remote(place):
         return open_image(place)
     # Here alone, since few galleries are of crops in an object store.
-    from tiprctl.gallery.cluster_sources import read_image
+    from tiprctl.gallery.cluster.sources import read_image
 
     return open_image(place, content=read_image(str(place)))
 

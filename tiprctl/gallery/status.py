@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from tiprctl.gallery.approximate import Tuning, indexed_rows, read_tuning
-from tiprctl.gallery.engine import faults
-from tiprctl.gallery.origins import Remembered, recall
-from tiprctl.gallery.places import is_remote
-from tiprctl.gallery.schema import ModelIdentity, user_columns
-from tiprctl.gallery.store import GalleryStore
-from tiprctl.gallery.vector_index import needed
+from tiprctl.gallery.filling.origins import Remembered, recall
+from tiprctl.gallery.keeping.engine import faults
+from tiprctl.gallery.keeping.places import is_remote
+from tiprctl.gallery.keeping.schema import ModelIdentity, user_columns
+from tiprctl.gallery.keeping.store import GalleryStore
+from tiprctl.gallery.searching.optimising import needed
+from tiprctl.gallery.searching.vector_index import Tuning, indexed_rows, read_tuning
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Filling a gallery on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""What brings a gallery up to date: images found, read, embedded, described, written."""

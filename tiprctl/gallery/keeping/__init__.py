@@ -1,0 +1,1 @@
+"""A gallery on disk: its engine, its columns, its store, its upkeep."""

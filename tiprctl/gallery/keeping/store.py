@@ -1,0 +1,321 @@
+"""A gallery on disk or in an object store: one Lance dataset, each change of it a transaction."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from tiprctl.errors import InputError, UsageError
+from tiprctl.gallery.keeping.engine import WRITABLE, brief, faults, lance, signs
+from tiprctl.gallery.keeping.places import is_remote
+from tiprctl.gallery.keeping.schema import (
+    KEY,
+    VECTOR,
+    ModelIdentity,
+    check_columns,
+    fill_columns,
+    new_schema,
+    read_identity,
+    user_columns,
+)
+from tiprctl.vector_model import VectorModel
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+SETTING = "tiprctl."
+"""What the names of our settings in a dataset's configuration begin with."""
+_READ = "Index its images again, or restore it from a backup."
+_READ_AHEAD = 1 << 25
+"""Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+_PATIENCE = timedelta(minutes=2)
+"""How long a change is tried again while others change the same rows."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a commit did: rows that were new, and rows that replaced another of the same path."""
+
+    inserted: int
+    updated: int
+
+    @property
+    def rows(self) -> int:
+        return self.inserted + self.updated
+
+
+class GalleryStore:
+    """The rows of a gallery, as `schema.OWN_COLUMNS` says.
+
+    A store sees the version that it was opened at, or that its own last change made; `refresh` moves on to the newest.
+    Several processes may write at once: Lance's transactions keep every row, and paths stay unique.
+    """
+
+    def __init__(self, dataset: LanceDataset, uri: str):
+        self.dataset = dataset
+        self.uri = uri
+        self.identity = read_identity(dataset.schema, uri)
+
+    @classmethod
+    def open(cls, uri: str | Path) -> GalleryStore:
+        """The gallery at a folder or a URI (`s3://...`).
+
+        Raises:
+            InputError: there is none, it is damaged, no gallery, or made by a newer program.
+        """
+        uri = _spelt(uri)
+        if not exists(uri):
+            raise _no_gallery(uri)
+        with faults(uri, _READ):
+            return cls(lance().dataset(uri), uri)
+
+    @classmethod
+    def create(
+        cls, uri: str | Path, model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None
+    ) -> GalleryStore:
+        """An empty gallery; where there already is one, or another process is quicker, that one.
+
+        Raises:
+            UsageError: a column cannot have that name, the gallery holds the vectors of another model, or there is
+                something else in its place.
+            InputError: it cannot be written.
+        """
+        uri, schema = _spelt(uri), new_schema(model, columns)
+        if not exists(uri):
+            with faults(uri, WRITABLE):
+                _create_local(Path(uri), schema) if not is_remote(uri) else _create_remote(uri, schema)
+        store = cls.open(uri)
+        store.check_model(model)
+        store.add_columns(columns or {})
+        return store
+
+    @classmethod
+    def in_memory(cls, model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None) -> GalleryStore:
+        """An empty gallery that ends with the process."""
+        uri = "memory://gallery"
+        with faults(uri, _READ):
+            return cls(lance().write_dataset(new_schema(model, columns).empty_table(), uri), uri)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that an expression can name: all but the vector."""
+        return [name for name in self.schema.names if name != VECTOR]
+
+    def refresh(self) -> None:
+        """Move on to the newest version."""
+        with faults(self.uri, _READ):
+            self.dataset.checkout_latest()
+
+    def check_model(self, model: VectorModel | ModelIdentity) -> None:
+        """Refuse a model whose vectors cannot be compared with those of the gallery.
+
+        Raises:
+            UsageError: it is another one.
+        """
+        if model.fingerprint != self.identity.fingerprint or model.width != self.identity.width:
+            raise UsageError(
+                f"The gallery was indexed with another model: {self.identity.description}, not {model.description}",
+                where=self.uri,
+                remedy=f"Name that one (--model {self.identity.source}), or index the images again in a new gallery.",
+            )
+
+    def count(self, where: str | None = None) -> int:
+        """How many rows there are, or of which the expression holds."""
+        with faults(self.uri, _READ):
+            return self.dataset.count_rows(where)
+
+    def scan(
+        self,
+        columns: Sequence[str],
+        where: str | None = None,
+        *,
+        batch_rows: int = 8192,
+        scalar_indexes: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows, batch by batch, with their `_rowid`; `scalar_indexes` are what the filter is answered from."""
+        with faults(self.uri, _READ):
+            yield from self.dataset.scanner(
+                columns=list(columns),
+                filter=where,
+                batch_size=batch_rows,
+                batch_readahead=2,
+                fragment_readahead=1,
+                io_buffer_size=_READ_AHEAD,
+                use_scalar_index=scalar_indexes,
+                with_row_id=True,
+            ).to_batches()
+
+    def take(self, row_ids: Iterable[int], columns: Sequence[str]) -> pa.Table:
+        """The rows of these `_rowid`s, with them, in any order."""
+        listed = ", ".join(str(int(row_id)) for row_id in row_ids)
+        with faults(self.uri, _READ):
+            scanner = self.dataset.scanner(
+                columns=list(columns), filter=f"_rowid IN ({listed})" if listed else "false", with_row_id=True
+            )
+            return scanner.to_table()
+
+    def put(self, rows: pa.Table) -> Written:
+        """Add rows, each in place of the one of the same path, where there is one; columns they lack are null.
+
+        Raises:
+            InputError: a path is there twice. EngineError: the gallery cannot be written. Nothing of `rows` was.
+        """
+        if not len(rows):
+            return Written(0, 0)
+        _refuse_doubles(rows[KEY], self.uri)
+        with faults(self.uri, WRITABLE):
+            merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
+            done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
+            return Written(done["num_inserted_rows"], done["num_updated_rows"])
+
+    def revise(self, rows: pa.Table) -> int:
+        """Give other values to the columns of rows that there are, by their paths; how many there were."""
+        if not len(rows):
+            return 0
+        fields = [self.schema.field(name) for name in rows.column_names]
+        with faults(self.uri, WRITABLE):
+            merge = self.dataset.merge_insert(KEY).when_matched_update_all().retry_timeout(_PATIENCE)
+            return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
+
+    def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
+        listed = ", ".join(f"'{bytes.fromhex(one).hex()}'" for one in hashes)
+        found: dict[str, np.ndarray] = {}
+        for batch in self.scan(["hash", VECTOR], f"hash IN ({listed})") if listed else ():
+            matrix = batch[VECTOR].flatten().to_numpy().reshape(len(batch), -1)
+            found.update(zip(batch["hash"].to_pylist(), matrix))
+        return found
+
+    def remove(self, paths: Iterable[str]) -> int:
+        """Take out the rows of these paths; how many there were."""
+        keys = pa.table({KEY: pa.array(paths, pa.string())})
+        if not len(keys):
+            return 0
+        with faults(self.uri, WRITABLE):
+            merge = self.dataset.merge_insert(KEY).when_matched_delete().retry_timeout(_PATIENCE)
+            return merge.execute(keys)["num_deleted_rows"]
+
+    def remove_unchanged(self, rows: pa.Table) -> int:
+        """Take out the rows that are as these say, which others may have renewed meanwhile; how many there were.
+
+        Args:
+            rows: what is compared: the path, and columns beside it, such as the size and the time of the file.
+        """
+        if not len(rows):
+            return 0
+        with faults(self.uri, WRITABLE):
+            merge = self.dataset.merge_insert(rows.column_names).when_matched_delete().retry_timeout(_PATIENCE)
+            return merge.execute(rows)["num_deleted_rows"]
+
+    def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
+        """Add the user's columns that the gallery has not, null in all rows.
+
+        Raises:
+            UsageError: a column cannot have that name, or the gallery has it with another type.
+        """
+        known = user_columns(self.schema)
+        check_columns([*known, *(name for name in columns if name not in known)])
+        for name, kind in columns.items():
+            if known.get(name, kind) != kind:
+                raise UsageError(
+                    f"The column {name!r} is of type {known[name]} in the gallery, not {kind}",
+                    where=self.uri,
+                    remedy="Rename the column, or write its values in the gallery's type.",
+                )
+        new = [pa.field(name, kind) for name, kind in columns.items() if name not in known]
+        if new:
+            with faults(self.uri, WRITABLE):
+                self.dataset.add_columns(new)
+
+    def settings(self) -> dict[str, str]:
+        """What the gallery remembers of its own upkeep, by name."""
+        with faults(self.uri, _READ):
+            config = self.dataset.config()
+        return {name.removeprefix(SETTING): value for name, value in config.items() if name.startswith(SETTING)}
+
+    def set_settings(self, values: Mapping[str, str]) -> None:
+        """Remember these; others stay."""
+        with faults(self.uri, WRITABLE):
+            self.dataset.update_config({SETTING + name: value for name, value in values.items()})
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether a Lance dataset is there.
+
+    Raises:
+        InputError: the object store cannot be reached.
+    """
+    uri = _spelt(uri)
+    if not is_remote(uri):
+        return any(Path(uri).glob("_versions/*.manifest"))
+    try:
+        lance().dataset(uri)
+    except (OSError, ValueError) as error:
+        if "not found" in signs(error, uri).lower():
+            return False
+        raise InputError(
+            f"The gallery cannot be reached: {brief(error)}", where=uri, remedy="Check the address and the credentials."
+        ) from error
+    return True
+
+
+def _refuse_doubles(paths: pa.ChunkedArray, uri: str) -> None:
+    """Lance would write both, and refuse every later change of theirs."""
+    distinct = paths.value_counts()
+    if len(distinct) < len(paths):
+        double = next(one["values"] for one in distinct.to_pylist() if one["counts"] > 1)
+        raise InputError(f"An image is to have two rows: {double}", where=uri, remedy="Name it once.")
+
+
+def _no_gallery(uri: str) -> InputError:
+    if not is_remote(uri) and Path(uri).exists():
+        return InputError("This is no gallery", where=uri, remedy="Name one that tiprctl index add has made.")
+    return InputError("There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}.")
+
+
+def _spelt(uri: str | Path) -> str:
+    return str(uri)
+
+
+def _create_local(folder: Path, schema: pa.Schema) -> None:
+    """It is renamed into place, because two datasets that Lance creates at once in one place overwrite each other."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
+        lance().write_dataset(schema.empty_table(), f"{temporary}/dataset", mode="create")
+        try:
+            os.rename(f"{temporary}/dataset", folder)
+        except OSError as error:
+            if exists(folder):
+                return
+            if error.errno in _TAKEN:
+                raise UsageError(
+                    "There is something else in the gallery's place",
+                    where=folder,
+                    remedy="Name a new folder, as gallery.lance.",
+                ) from error
+            raise
+
+
+def _create_remote(uri: str, schema: pa.Schema) -> None:
+    try:
+        lance().write_dataset(schema.empty_table(), uri, mode="create")
+    except OSError:
+        if not exists(uri):
+            raise
