@@ -118,6 +118,16 @@ def test_a_table_of_metadata_gives_columns_and_its_strange_rows_are_told(home, l
     assert "--metadata none" in run("sync", "crops", "--gallery", "g.lance", code=3).stderr
 
 
+def test_a_later_table_is_told_in_the_types_of_the_gallery(home, loaded):
+    for name, shift in (("a.csv", "1.5"), ("b.csv", "2")):
+        Path(name).write_text(f"path,shift\ncam_a/20261101_0830.png,{shift}\n")
+        run("add", "crops", "--gallery", "g.lance", "--metadata", name)
+    assert {row["shift"] for row in rows("shift")} == {2.0, None}
+    Path("c.csv").write_text("path,shift\ncam_a/20261101_0830.png,late\n")
+    refused = run("add", "crops", "--gallery", "g.lance", "--metadata", "c.csv", code=3).stderr
+    assert "'shift' is of type double in the gallery" in refused and "c.csv" in refused
+
+
 def test_sync_refuses_to_drop_most_of_a_folder_without_yes(home, loaded):
     run("add", "crops", "--gallery", "g.lance")
     shutil.rmtree("crops/cam_a")
@@ -155,11 +165,11 @@ def test_status_tells_what_is_unfinished(home, loaded, monkeypatch):
 
 def test_remove_takes_paths_folders_and_expressions(home, loaded):
     run("add", "crops", "--gallery", "g.lance", *PATTERNS)
-    done = run("remove", "crops/cam_a", "nowhere.png", "--gallery", "g.lance")
+    done = run("remove", "crops/cam_a", "nowhere.png", "--gallery", "g.lance", "--yes")
     assert done.stdout == "g.lance: 3 removed; 3 rows\n"
     assert "No row to remove: nowhere.png" in done.stderr
     assert Path("crops/cam_a/20261101_0830.png").exists()
-    assert run("remove", "--where", "time < '2026-11-03'", "--gallery", "g.lance").stdout == (
+    assert run("remove", "--where", "time < '2026-11-03'", "--gallery", "g.lance", "--yes").stdout == (
         "g.lance: 1 removed; 2 rows\n"
     )
     document = json.loads(run("remove", "crops/cam_b/20261104_0830.png", "--gallery", "g.lance", "--json").stdout)
@@ -168,7 +178,7 @@ def test_remove_takes_paths_folders_and_expressions(home, loaded):
 
 def test_both_a_path_and_an_expression_narrow_the_choice(home, loaded):
     run("add", "crops", "--gallery", "g.lance", *PATTERNS)
-    done = run("remove", "crops/cam_a", "--where", "time > '2026-11-02'", "--gallery", "g.lance")
+    done = run("remove", "crops/cam_a", "--where", "time > '2026-11-02'", "--gallery", "g.lance", "--yes")
     assert done.stdout.endswith("2 removed; 4 rows\n")
 
 
@@ -176,6 +186,10 @@ def test_both_a_path_and_an_expression_narrow_the_choice(home, loaded):
     ("arguments", "code", "what"),
     [
         (["remove", "--gallery", "g.lance"], 2, "Nothing is named that is to be removed"),
+        (["remove", "", "--gallery", "g.lance", "--yes"], 2, "An empty path would mean the whole working folder"),
+        (["remove", "--where", "", "--gallery", "g.lance", "--yes"], 2, "The expression '' cannot be read"),
+        (["remove", "crops/cam_a", "--gallery", "g.lance"], 2, "3 of 6 rows would be removed, and nobody can be asked"),
+        (["remove", "--where", "size > 0", "--gallery", "g.lance"], 2, "Add --yes"),
         (["remove", "nowhere", "--gallery", "g.lance"], 3, "There is no such row in the gallery"),
         (["remove", "--where", "camra = 'a'", "--gallery", "g.lance"], 2, "The columns are path, hash"),
         (["add", "crops", "--gallery", "g.lance", "--camera-from", "{cam}/*"], 2, "{cam} is neither"),
@@ -192,6 +206,8 @@ def test_bad_input_is_told(home, loaded, arguments, code, what):
     if arguments[0] == "remove":
         run("add", "crops", "--gallery", "g.lance")
     assert what in run(*arguments, code=code).stderr
+    if arguments[0] == "remove":
+        assert len(rows()) == 6
 
 
 def test_optimise_puts_a_gallery_in_order(home, loaded, monkeypatch):
@@ -293,7 +309,7 @@ def test_an_image_is_removed_by_any_of_its_names(home, loaded, named, removed):
     (home / "alias").symlink_to("crops")
     run("add", "crops", "--gallery", "g.lance", "--follow-links")
     (home / "crops" / "link.png").symlink_to("cam_a/20261101_0830.png")
-    run("remove", named, "--gallery", "g.lance", code=0 if removed else 3)
+    run("remove", named, "--gallery", "g.lance", "--yes", code=0 if removed else 3)
     assert len(rows()) == 8 - removed
 
 

@@ -16,6 +16,7 @@ from tiprctl.errors import InputError, TiprError, UsageError
 from tiprctl.files import spell_bytes
 
 if TYPE_CHECKING:
+    from tiprctl.gallery.keeping.removing import Chosen
     from tiprctl.gallery.keeping.store import GalleryStore
     from tiprctl.gallery.searching.vector_index import Tuning
     from tiprctl.gallery.status import Status
@@ -56,6 +57,7 @@ def remove(
     tiprctl index remove --where "time < '2024-01-01'" --gallery gallery.lance
 
     Both together take out the rows below the paths of which the expression holds.
+    It asks first; a script says --yes, unless it names each image itself.
     """
     from tiprctl.gallery.keeping.removing import rows_of
     from tiprctl.gallery.keeping.store import GalleryStore
@@ -70,13 +72,29 @@ def remove(
         raise InputError(
             "There is no such row in the gallery", where=gallery, remedy="tiprctl index status tells more."
         )
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Remove {len(chosen.keys):,} of {len(store):,} rows?", abort=True, err=True)
+    if not yes:
+        _confirm(chosen, len(store))
     removed = store.remove(chosen.keys)
     if json:
         render.result_json({"gallery": gallery, "removed": removed, "rows": len(store), "missing": chosen.missing})
     else:
         render.result_line(f"{gallery}: {removed:,} removed; {len(store):,} rows")
+
+
+def _confirm(chosen: Chosen, rows: int) -> None:
+    """Ask before the rows are removed.
+
+    Raises:
+        UsageError: nobody can be asked, and of some rows a folder or an expression was named.
+    """
+    if sys.stdin.isatty():
+        typer.confirm(f"Remove {len(chosen.keys):,} of {rows:,} rows?", abort=True, err=True)
+    elif chosen.unnamed:
+        raise UsageError(
+            f"{len(chosen.keys):,} of {rows:,} rows would be removed, and nobody can be asked",
+            where="index remove",
+            remedy="Add --yes.",
+        )
 
 
 def optimise(gallery: GalleryName, device: Device = None, json: Json = False) -> None:

@@ -76,7 +76,7 @@ def answering(store: GalleryStore, where: str | None) -> Iterator[None]:
 def matching(store: GalleryStore, columns: Sequence[str], where: str | None) -> Iterator[pa.RecordBatch]:
     """The rows of which the user's expression holds, as `GalleryStore.scan` gives them; errors as of `answering`."""
     with answering(store, where):
-        yield from store.scan(columns, where and compiled(store, where))
+        yield from store.scan(columns, None if where is None else compiled(store, where))
 
 
 def _is_at_fault(store: GalleryStore, expression: str) -> bool:

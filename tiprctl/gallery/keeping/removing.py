@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiprctl.errors import UsageError
 from tiprctl.gallery.keeping.expression import matching
 from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.gallery.keeping.schema import KEY
@@ -19,10 +20,11 @@ from tiprctl.gallery.keeping.store import GalleryStore
 
 @dataclass(frozen=True)
 class Chosen:
-    """The paths of the rows, and what was named that no row is of."""
+    """The paths of the rows, what was named that no row is of, and how many rows were not named themselves."""
 
     keys: list[str]
     missing: list[str]
+    unnamed: int
 
 
 def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Chosen:
@@ -30,11 +32,15 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
 
     Args:
         paths: of images or folders, absolute or from the working folder; URIs. None of them means all rows.
-        where: as for `find`.
+        where: as for `expression.compiled`.
 
     Raises:
-        UsageError: the expression cannot be read.
+        UsageError: the expression cannot be read, or a path is empty.
     """
+    if not all(map(str.strip, paths)):
+        raise UsageError(
+            "An empty path would mean the whole working folder", where="index remove", remedy="Name it: `.` is that."
+        )
     named = {path: _spellings(path) for path in paths}
     keys, met = [], set()
     for batch in matching(store, [KEY], where):
@@ -45,7 +51,8 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
                 met.add(path)
             chosen |= hits
         keys += batch[KEY].filter(pa.array(chosen)).to_pylist()
-    return Chosen(keys, [path for path in named if path not in met])
+    spelt = set().union(*named.values())
+    return Chosen(keys, [path for path in named if path not in met], sum(key not in spelt for key in keys))
 
 
 def _at_or_below(keys: pa.Array, spellings: Collection[str]) -> np.ndarray:
