@@ -352,6 +352,15 @@ def test_a_list_names_its_images_and_gives_its_columns(crops, store, tmp_path, k
         assert rows(store, "split", "pid") == {"a/0.png": ("train", 7), "b/1.png": ("test", 8)}
 
 
+@pytest.mark.parametrize("packed", ["dictionary", "large"])
+def test_the_paths_of_a_list_may_be_packed(crops, tmp_path, packed):
+    paths = pa.array(["crops/a/0.png", "crops/b/1.png"], pa.large_string())
+    parquet.write_table(
+        pa.table({"path": paths.dictionary_encode() if packed == "dictionary" else paths}), tmp_path / "list.parquet"
+    )
+    assert len(read_input(tmp_path / "list.parquet").listing.images) == 2
+
+
 def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):
     origin = Origin(crops.as_posix(), camera_from="{camera}/*")
     bring(store, origin, list_images(crops), MeanColour(), Reading(origin.describer()))

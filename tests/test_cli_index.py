@@ -118,16 +118,6 @@ def test_a_table_of_metadata_gives_columns_and_its_strange_rows_are_told(home, l
     assert "--metadata none" in run("sync", "crops", "--gallery", "g.lance", code=3).stderr
 
 
-def test_a_later_table_is_told_in_the_types_of_the_gallery(home, loaded):
-    for name, shift in (("a.csv", "1.5"), ("b.csv", "2")):
-        Path(name).write_text(f"path,shift\ncam_a/20261101_0830.png,{shift}\n")
-        run("add", "crops", "--gallery", "g.lance", "--metadata", name)
-    assert {row["shift"] for row in rows("shift")} == {2.0, None}
-    Path("c.csv").write_text("path,shift\ncam_a/20261101_0830.png,late\n")
-    refused = run("add", "crops", "--gallery", "g.lance", "--metadata", "c.csv", code=3).stderr
-    assert "'shift' is of type double in the gallery" in refused and "c.csv" in refused
-
-
 def test_sync_refuses_to_drop_most_of_a_folder_without_yes(home, loaded):
     run("add", "crops", "--gallery", "g.lance")
     shutil.rmtree("crops/cam_a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -172,6 +173,38 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, kind, what):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(kind, match=what):
         MetadataTable.read(tmp_path / "t.csv", "/crops")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "fitting"),
+    [
+        (pa.array([1, None]), pa.string(), ["1", None]),
+        (pa.array([1, None]), pa.float64(), [1.0, None]),
+        (pa.array([2.0, None]), pa.int64(), [2, None]),
+        (pa.nulls(2), pa.int64(), [None, None]),
+        (pa.array(["x", "y"], pa.large_string()).dictionary_encode(), pa.string(), ["x", "y"]),
+    ],
+)
+def test_a_table_takes_the_types_of_the_gallery(values, kind, fitting):
+    table = MetadataTable(["a.jpg", "b.jpg"], pa.table({"x": values}), "/crops")
+    table.fit({"x": kind}, Path("t.csv"))
+    assert table.types == {"x": kind}
+    assert table.rows(["/crops/a.jpg", "/crops/b.jpg"])["x"].to_pylist() == fitting
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "why"),
+    [
+        ("late", pa.int64(), "values are of type string"),
+        (1.5, pa.int64(), "truncated"),
+        (20261101, pa.date32(), "values are of type int64"),
+    ],
+)
+def test_values_that_the_gallerys_type_cannot_tell_are_refused_with_their_file(value, kind, why):
+    table = MetadataTable(["a.jpg"], pa.table({"x": [value]}), "/crops")
+    with pytest.raises(InputError, match=f"'x' is of type {re.escape(str(kind))} in the gallery: .*{why}") as caught:
+        table.fit({"x": kind}, Path("t.csv"))
+    assert caught.value.where == "t.csv"
 
 
 def test_keys_are_absolute_and_plain():

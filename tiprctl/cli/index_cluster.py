@@ -84,7 +84,7 @@ def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile]]:
     root, known = options.source.rstrip("/"), find_store(options)
     origin = describe_origin(options, known, root, root)
     model = load_model(options, known)
-    describer = origin.describer()
+    describer = origin.describer(types=known.user_types if known else None)
     store = open_store(options, known, model, describer)
     return Session(store, model, origin, describer, None), root, list_objects(root)
 

@@ -87,7 +87,7 @@ class Session:
         """Take the table of metadata as it is now, since it may grow with the folder that is watched."""
         origin = self.origin.as_read()
         if origin != self.origin:
-            self.origin, self.describer = origin, origin.describer()
+            self.origin, self.describer = origin, origin.describer(types=self.store.user_types)
 
     def finish(self, changes: Changes, *, json: bool) -> None:
         """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""
@@ -127,7 +127,7 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     known, source = find_store(options), Path(options.source)
     origin = describe_origin(options, known, name_of(source), root_of(source))
     images = read_input(source, follow_links=origin.follow_links, allow_empty=allow_empty)
-    describer = origin.describer(images.table)
+    describer = origin.describer(images.table, known.user_types if known else None)
     # A table that was named for a folder above has rows of images that are not below this one.
     if origin.metadata and origin.metadata_root == images.listing.root_key:
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)

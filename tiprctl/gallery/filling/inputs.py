@@ -19,7 +19,7 @@ from tiprctl.gallery.filling.listing import (
     list_images,
     unreadable_for,
 )
-from tiprctl.gallery.filling.metadata import MetadataTable, path_column, read_csv
+from tiprctl.gallery.filling.metadata import MetadataTable, path_column, plain_type, read_csv
 from tiprctl.gallery.keeping.places import key_of, root_key
 
 TABLES = (".csv", ".parquet")
@@ -86,7 +86,7 @@ def _read_list(file: Path) -> tuple[list[str], pa.Table | None]:
         return [line.strip() for line in lines if line.strip()], None
     table = read_csv(file) if file.suffix.lower() == ".csv" else _read_parquet(file)
     name = path_column(table, file)
-    if not pa.types.is_string(table[name].type):
+    if plain_type(table[name].type) != pa.string():
         raise InputError(f"The column {name!r} holds no paths", where=file, remedy="Name the column of paths `path`.")
     table = table.filter(table[name].is_valid())
     others = table.drop_columns([name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,9 +31,7 @@ class MetadataTable:
     """
 
     def __init__(self, paths: Sequence[str], columns: pa.Table, root: str):
-        # Columns without a single value have no type.
-        plain = [pa.field(one.name, pa.string() if pa.types.is_null(one.type) else one.type) for one in columns.schema]
-        self._rows = columns.cast(pa.schema(plain))
+        self._rows = columns.cast(pa.schema([pa.field(one.name, plain_type(one.type)) for one in columns.schema]))
         self._paths = [key_of(root, path) for path in paths]
         self._places = DigestSet(self._paths)
 
@@ -60,6 +58,18 @@ class MetadataTable:
         places = self._places.find(keys)
         chosen = self._rows.take(pa.array(places, mask=places < 0))
         return dict(zip(chosen.column_names, chosen.columns))
+
+    def fit(self, types: Mapping[str, pa.DataType], file: Path) -> None:
+        """Take the types that a gallery has of columns of these names: numbers as other numbers, anything as text.
+
+        Raises:
+            InputError: a value cannot be told so.
+        """
+        for place, field in enumerate(self._rows.schema):
+            kind = types.get(field.name, field.type)
+            if kind != field.type:
+                fitting = _fitting(self._rows[field.name], kind, field.name, file)
+                self._rows = self._rows.set_column(place, pa.field(field.name, kind), fitting)
 
     def beside(self, listed: DigestSet) -> list[str]:
         """The paths of the table that are not listed."""
@@ -163,6 +173,34 @@ def _local_time(mtime_ns: int) -> datetime | None:
         return datetime.fromtimestamp(mtime_ns / 1e9)
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, however they are packed; text for a column without a single value."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    texts = (pa.types.is_null, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.string() if any(is_text(kind) for is_text in texts) else kind
+
+
+def _fitting(values: pa.ChunkedArray, kind: pa.DataType, name: str, file: Path) -> pa.ChunkedArray:
+    # Arrow would make days of whole numbers, and numbers of days.
+    alike = any(both(values.type) and both(kind) for both in (_is_number, pa.types.is_temporal))
+    try:
+        if alike or pa.types.is_string(kind) or values.null_count == len(values):
+            return values.cast(kind)
+        reason = f"its values are of type {values.type}"
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+    raise InputError(
+        f"The column {name!r} is of type {kind} in the gallery: {reason}",
+        where=file,
+        remedy="Rename the column, or write its values in the gallery's type.",
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def read_csv(file: Path) -> pa.Table:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from tiprctl.errors import InputError
 from tiprctl.gallery.filling.adding import Changes, Progress, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.embedding import content_hash
@@ -48,11 +50,18 @@ class Origin:
     metadata_hash: str | None = None
     follow_links: bool = False
 
-    def describer(self, table: MetadataTable | None = None) -> Describer:
-        """What tells the columns of its images; `table` is that of a list, in whose place a file of metadata is taken.
+    def describer(
+        self, table: MetadataTable | None = None, types: Mapping[str, pa.DataType] | None = None
+    ) -> Describer:
+        """What tells the columns of its images.
+
+        Args:
+            table: that of a list, in whose place a file of metadata is taken.
+            types: of the user's columns that the gallery has.
 
         Raises:
-            UsageError: a pattern is none, or a column has the name of one of ours. InputError: the file is damaged.
+            UsageError: a pattern is none, or a column has the name of one of ours.
+            InputError: the file is damaged, or has values that the gallery's types cannot tell.
         """
         camera = PathPattern.parse(self.camera_from, "camera") if self.camera_from else None
         time = self.time_from
@@ -60,6 +69,8 @@ class Origin:
             time = PathPattern.parse(time, "time")
         if self.metadata:
             table = MetadataTable.read(Path(self.metadata), self.metadata_root or self.name)
+        if table:
+            table.fit(types or {}, Path(self.metadata or self.name))
         return Describer(camera, time, table)
 
     def as_read(self) -> Origin:

@@ -114,6 +114,11 @@ class GalleryStore:
         return self.dataset.schema
 
     @property
+    def user_types(self) -> dict[str, pa.DataType]:
+        """The types of the user's columns, by name."""
+        return user_columns(self.schema)
+
+    @property
     def columns(self) -> list[str]:
         """The columns that an expression can name: all but the vector."""
         return [name for name in self.schema.names if name != VECTOR]
@@ -230,7 +235,7 @@ class GalleryStore:
         Raises:
             UsageError: a column cannot have that name, or the gallery has it with another type.
         """
-        known = user_columns(self.schema)
+        known = self.user_types
         check_columns([*known, *(name for name in columns if name not in known)])
         for name, kind in columns.items():
             if known.get(name, kind) != kind:

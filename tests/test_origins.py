@@ -1,0 +1,44 @@
+"""What is said of folders and lists, as `tiprctl index` remembers it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from colours import MeanColour, paint
+from typer.testing import CliRunner
+
+from tiprctl import vector_model
+from tiprctl.cli.app import app
+from tiprctl.gallery.keeping.store import GalleryStore
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A working folder with a crop of each of two cameras, and a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vector_model, "load_vector_model", lambda source, **further: MeanColour())
+    paint(Path("crops/cam_a/1.png"))
+    paint(Path("crops/cam_b/2.png"), (200, 100, 100))
+
+
+def run(command, *arguments, code=0):
+    done = CliRunner().invoke(app, ["index", command, "--gallery", "g.lance", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def told(column):
+    """The column's values, by the names of the files."""
+    table = GalleryStore.open("g.lance").dataset.to_table(columns=["path", column])
+    return {Path(path).name: value for path, value in zip(*(each.to_pylist() for each in table.columns))}
+
+
+def test_a_later_table_is_told_in_the_types_of_the_gallery():
+    for name, shift in (("a.csv", "1.5"), ("b.csv", "2")):
+        Path(name).write_text(f"path,shift\ncam_a/1.png,{shift}\n")
+        run("add", "crops", "--metadata", name)
+    assert told("shift") == {"1.png": 2.0, "2.png": None}
+    Path("c.csv").write_text("path,shift\ncam_a/1.png,late\n")
+    refused = run("add", "crops", "--metadata", "c.csv", code=3).stderr
+    assert "'shift' is of type double in the gallery" in refused and "c.csv" in refused
