@@ -23,7 +23,7 @@ from tiprctl.gallery.keeping.schema import ModelIdentity
 from tiprctl.images import load_pixels
 from tiprctl.models.clip import SIZES, Clip
 from tiprctl.models.embedder import Embedder
-from tiprctl.runs import BEST
+from tiprctl.runs import BEST, LAST
 from tiprctl.sources import load_embedder
 from tiprctl.vector_model import export_folder, load_vector_model
 
@@ -48,7 +48,7 @@ def load(source, **how):
 def test_an_export_is_used_by_any_name_of_its_model(source):
     model, told = load(source)
     assert isinstance(model, ExportedModel)
-    assert (model.source, told) == (source if source == f"runs/a/{BEST}" else "runs/a", [])
+    assert (model.source, told) == ("runs/a" if source in (None, "runs/latest") else source, [])
     assert model.fingerprint == load_embedder("runs/a", device=CPU).fingerprint
 
 
@@ -153,6 +153,28 @@ def test_torch_embeds_where_it_is_quicker_or_asked_for(monkeypatch):
     assert isinstance(load("runs/a", bulk=True)[0], ExportedModel)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("knows", [False, True])
+@pytest.mark.parametrize(
+    ("how", "gpu"), [({"bulk": True}, True), ({"device": "cuda"}, None), ({"device": "cpu"}, False)]
+)
+def test_an_export_that_is_named_is_used_without_its_run_on_every_device(monkeypatch, knows, how, gpu):
+    Path("runs/a/export").rename("deploy")
+    shutil.rmtree("runs")
+    monkeypatch.setattr(vector_model, "knows_gpu", lambda: knows)
+    monkeypatch.setattr(vector_model, "_better_on_cuda", lambda: True)
+    asked = []
+    monkeypatch.setattr(
+        vector_model,
+        "ExportedModel",
+        lambda folder, *, gpu, source: asked.append(gpu) or ExportedModel(folder, source=source),
+    )
+    model, told = load("deploy/", **how)
+    assert model.source == "deploy"
+    assert asked == [knows if gpu is None else gpu]
+    assert ["does not run on cuda" in one for one in told] == ([True] if gpu is None and not knows else [])
+
+
 @pytest.mark.parametrize(
     ("driver", "known", "better"), [(False, False, False), (True, False, True), (True, True, False)]
 )
@@ -192,9 +214,11 @@ def test_exports_lie_beside_their_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.run_folder(Path("runs/a"), tiny.readable())
     shutil.copy(f"runs/a/{BEST}", "copied.safetensors")
+    shutil.copy(f"runs/a/{BEST}", f"runs/a/{LAST}")
     places = {
         None: "runs/a/export",
         f"runs/a/{BEST}": "runs/a/export",
+        f"runs/a/{LAST}": f"runs/a/{LAST}.export",
         "copied.safetensors": "copied.safetensors.export",
         "./copied.safetensors": "copied.safetensors.export",
         str(tmp_path / "copied.safetensors"): str(tmp_path / "copied.safetensors.export"),

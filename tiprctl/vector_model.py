@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tiprctl.checkpoint_file import find_source, is_own, named_again, read_header, vectors_fingerprint
 from tiprctl.errors import InputError
 from tiprctl.exported import CARD, REMEDY, ExportedModel, knows_gpu, read_card
-from tiprctl.runs import LATEST, RUN
+from tiprctl.runs import LATEST, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,8 @@ def load_vector_model(
 
     An export runs on the processor, where it starts in a tenth of the time of torch and is as fast or faster. Who
     embeds in `bulk` gets torch all the same where there is a CUDA device that this onnxruntime cannot use; where it
-    can, the export runs there. So does who names a `device` other than cpu.
+    can, the export runs there. So does who names a `device` other than cpu. The folder of an export that is named
+    itself is used in any case, since there may be nothing else.
 
     Args:
         source: as for `find_source`; the folder of an export too, which then needs nothing else.
@@ -82,10 +83,12 @@ def load_vector_model(
     Raises:
         UsageError, InputError: there is no such model, or it cannot be read.
     """
+    if source is not None and (Path(source) / CARD).is_file():
+        return _named_export(Path(source), device, bulk, tell)
     if device in (None, "cpu"):
         exported = _find_export(source, tell)
         if exported and not (bulk and device is None and _better_on_cuda()):
-            named = None if exported == Path(source or "") else named_again(source, _checkpoint(source))
+            named = named_again(source, _checkpoint(source))
             return ExportedModel(exported, gpu=bulk and device is None, source=named)
     from tiprctl.precision import find_device
     from tiprctl.sources import load_embedder
@@ -94,14 +97,14 @@ def load_vector_model(
 
 
 def export_folder(source: str | Path | None) -> Path:
-    """Where the export of a model lies: in its run's folder, beside its file (`clip.pt.export`), or else, of a tag, in
-    a folder of its name under `exports`.
+    """Where the export of a model lies: in the folder of the run whose checkpoint it is, beside any other file
+    (`clip.pt.export`), or else, of a tag, in a folder of its name under `exports`.
 
     Raises:
         UsageError, InputError: as `find_source`, for what is a folder or a file.
     """
     file = _checkpoint(source)
-    if file is not None and (file.parent / RUN).is_file():
+    if file is not None and _is_chosen(file):
         return file.parent / "export"
     if file is not None:
         return file.with_name(f"{file.name}.export")
@@ -124,16 +127,22 @@ def weights_stamp(source: str) -> list[int] | None:
     return None
 
 
+def _named_export(folder: Path, device: str | None, bulk: bool, tell: Callable[[str], object]) -> ExportedModel:
+    """The export in the folder that the user named, on the device asked for or else on the processor, which is told."""
+    gpu = bulk if device is None else device.startswith("cuda") and knows_gpu()
+    if device not in (None, "cpu") and not gpu:
+        tell(f"With the installed onnxruntime, an export does not run on {device}: it runs on the processor.")
+    return ExportedModel(folder, gpu=gpu, source=str(folder))
+
+
 def _find_export(source: str | Path | None, tell: Callable[[str], object]) -> Path | None:
     """The folder of an export of that model, if there is one that fits it.
 
-    What is found but cannot be used is told, unless the folder itself was named.
+    What is found but cannot be used is told.
 
     Raises:
         UsageError, InputError: as `export_folder`.
     """
-    if source is not None and (Path(source) / CARD).is_file():
-        return Path(source)
     folder = export_folder(source)
     if not (folder / CARD).is_file():
         return None
@@ -164,6 +173,14 @@ def _checkpoint(source: str | Path | None) -> Path | None:
     """
     missing = source is not None and Path(source) != LATEST and not Path(source).exists()
     return None if missing else find_source(source)
+
+
+def _is_chosen(file: Path) -> bool:
+    """Whether the file is what a run's folder means, and not another epoch of it."""
+    try:
+        return Run(file.parent).checkpoint == file
+    except InputError:
+        return False
 
 
 def _better_on_cuda() -> bool:
