@@ -91,6 +91,15 @@ def test_columns_of_the_user_are_added_later_and_keep_their_type(store):
         store.add_columns({"Shift": pa.int64()})
 
 
+def test_a_local_gallery_is_found_from_any_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = GalleryStore.create("g.lance", MODEL)
+    place = store.place
+    monkeypatch.chdir("/")
+    GalleryStore.open(place).put(rows("/a"))
+    assert len(GalleryStore.open(tmp_path / "g.lance")) == 1
+
+
 @pytest.mark.parametrize(
     "name, why",
     [("a.b", "expressions could not name it"), ("a`b", "expressions could not"), ("", "no name"), (" ", "no name")],

@@ -106,8 +106,8 @@ class _Job:
         self.actors = actors_for(ray, layout.actors)
         self.round_images = _IMAGES_PER_ACTOR * self.actors.count
         self.decode = Decode(image_size, reading.describer.read_time)
-        self.embedder = (store.uri, load_model, reading.batch_size)
-        self.write = Write(store.uri, store.schema)
+        self.embedder = (store.place, load_model, reading.batch_size)
+        self.write = Write(store.place, store.schema)
         # The committer counts on having been made at the version whose paths are known.
         self.committer = Committer(store)
         self.known = KnownRows(store)

@@ -110,6 +110,11 @@ class GalleryStore:
         return self.count()
 
     @property
+    def place(self) -> str:
+        """The URI, or the absolute path: how processes with other working folders find the gallery."""
+        return self.uri if is_remote(self.uri) else os.path.abspath(self.uri)
+
+    @property
     def schema(self) -> pa.Schema:
         return self.dataset.schema
 
