@@ -20,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow.fs import LocalFileSystem
 
 from tiprctl.errors import ImageError, InputError, UsageError
 from tiprctl.gallery.cluster import commits as cluster_commits
 from tiprctl.gallery.cluster import session as cluster_session
+from tiprctl.gallery.cluster import sources
 from tiprctl.gallery.cluster.adding import Layout, add_with_ray
 from tiprctl.gallery.cluster.commits import Committer
 from tiprctl.gallery.cluster.rows import KnownRows
@@ -425,6 +427,17 @@ def test_an_object_store_that_does_not_answer_is_named(s3):
         list(list_objects("s3://crops/absent"))
     with pytest.raises(ImageError, match="deleted after"):
         read_image("s3://crops/absent.jpg")
+
+
+def test_an_object_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"x" * 11)
+    monkeypatch.setattr(sources, "_open", lambda location: (LocalFileSystem(), str(tmp_path / "a.png")))
+    monkeypatch.setattr(sources, "MAX_BYTES", 11)
+    assert read_image("s3://crops/a.png") == b"x" * 11
+    monkeypatch.setattr(sources, "MAX_BYTES", 10)
+    with pytest.raises(ImageError, match="more than") as caught:
+        read_image("s3://crops/a.png")
+    assert caught.value.where == "s3://crops/a.png"
 
 
 def test_an_object_store_of_no_known_kind_is_named():

@@ -210,6 +210,9 @@ def test_values_that_the_gallerys_type_cannot_tell_are_refused_with_their_file(v
 def test_keys_are_absolute_and_plain():
     assert key_of("/crops", "a/../b.jpg") == "/crops/b.jpg"
     assert key_of("/crops", "/else/b.jpg") == "/else/b.jpg"
+    assert key_of("s3://bucket/crops/", "a/b.jpg") == "s3://bucket/crops/a/b.jpg"
+    for root in ("s3://bucket/crops", "/crops"):
+        assert key_of(root, "s3://bucket/crops/b.jpg") == "s3://bucket/crops/b.jpg"
 
 
 def test_a_file_from_no_day_there_is_has_no_time():

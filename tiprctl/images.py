@@ -155,8 +155,13 @@ def _refuse_odd_files(path: Path) -> None:
         remedy = "Copy it again from its source, or take it out of the folder."
         raise ImageError("The image file is empty (0 bytes)", where=path, remedy=remedy)
     if status.st_size > MAX_BYTES:
-        remedy = "Save it as JPEG, or take it out of the folder."
-        raise ImageError(f"The image file has more than {MAX_BYTES // 1_000_000} MB", where=path, remedy=remedy)
+        raise too_heavy(path)
+
+
+def too_heavy(place: Path | str) -> ImageError:
+    """What is told of a file of more than `MAX_BYTES`."""
+    remedy = "Save it as JPEG, or take it out of the folder."
+    return ImageError(f"The image file has more than {MAX_BYTES // 1_000_000} MB", where=place, remedy=remedy)
 
 
 def _too_large(path: Path) -> ImageError:

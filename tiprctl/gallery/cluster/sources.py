@@ -1,4 +1,4 @@
-"""Images where several machines can read them: a shared folder, or an object store by its URI (`s3://bucket/folder`)."""
+"""Images where several machines can read them: a shared folder, or an object store (`s3://bucket/folder`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiprctl.errors import ImageError, InputError
 from tiprctl.gallery.filling.embedding import GONE
 from tiprctl.gallery.filling.listing import IMAGE_SUFFIXES, ImageFile
 from tiprctl.gallery.keeping.places import is_remote
-from tiprctl.images import read_content
+from tiprctl.images import MAX_BYTES, read_content, too_heavy
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -49,14 +49,16 @@ def read_image(location: str) -> bytes:
     """The bytes of an image at a path or URI.
 
     Raises:
-        ImageError: it is missing, empty, or cannot be read.
+        ImageError: it is missing, empty, larger than `MAX_BYTES`, or cannot be read.
     """
     if not is_remote(location):
         return read_content(location)
     try:
         system, path = _open(location)
-        with system.open_input_stream(path) as stream:
-            content = stream.read()
+        with system.open_input_file(path) as file:
+            if file.size() > MAX_BYTES:
+                raise too_heavy(location)
+            content = file.read()
     except FileNotFoundError as error:
         raise ImageError(GONE, where=location, remedy="List the images again.") from error
     except OSError as error:

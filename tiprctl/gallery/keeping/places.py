@@ -28,6 +28,8 @@ def parents(place: str) -> Iterator[str]:
 
 def key_of(root: str, path: str) -> str:
     """The path by which a gallery knows an image: absolute, with forward slashes; or its URI."""
+    if is_remote(path):
+        return path
     if is_remote(root):
         return f"{root.rstrip('/')}/{path}"
     return posixpath.normpath(posixpath.join(root, path))
