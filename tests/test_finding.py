@@ -17,6 +17,7 @@ from tiprctl.gallery.keeping.expression import compiled
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import exact, finding, optimising
 from tiprctl.gallery.searching.finding import find
+from tiprctl.gallery.searching.vector_index import LEAST_RECALL, Tuning
 
 ROWS = 3000
 
@@ -162,6 +163,35 @@ def test_a_gallery_that_has_become_small_is_searched_exactly(large, through_inde
     monkeypatch.setattr(finding, "EXACT_ROWS", ROWS)
     assert find(large, unit(1), 3)[0].exact
     assert find(large, unit(1), 3, where="camera = 'even'")[0].exact
+
+
+@pytest.fixture
+def warmed(monkeypatch):
+    """The galleries whose index was read before it was asked for."""
+    stores = []
+    monkeypatch.setattr(finding, "warm", stores.append)
+    return stores
+
+
+def test_an_index_that_will_be_used_is_warmed(large, through_index, warmed):
+    finding.warm_up(large)
+    assert warmed == [large]
+
+
+@pytest.mark.parametrize("reason", ["few rows", "many rows", "object store", "too little recall"])
+def test_an_index_that_will_not_be_used_or_takes_long_to_read_is_not_warmed(
+    large, through_index, warmed, monkeypatch, reason
+):
+    if reason == "few rows":
+        monkeypatch.setattr(finding, "EXACT_ROWS", ROWS)
+    elif reason == "many rows":
+        monkeypatch.setattr(finding, "_WARMED_ROWS", ROWS - 1)
+    elif reason == "object store":
+        monkeypatch.setattr(finding, "is_remote", lambda uri: uri == large.uri)
+    else:
+        monkeypatch.setattr(finding, "read_tuning", lambda store: Tuning(ROWS, 54, recall=LEAST_RECALL - 0.01))
+    finding.warm_up(large)
+    assert warmed == []
 
 
 def test_a_deep_ranking_is_exact(large, through_index):

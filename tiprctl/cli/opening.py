@@ -67,14 +67,14 @@ def open_gallery(
     from tiprctl.gallery.keeping.engine import lance
     from tiprctl.gallery.keeping.places import is_remote
     from tiprctl.gallery.keeping.store import GalleryStore, exists
-    from tiprctl.gallery.searching.vector_index import warm
+    from tiprctl.gallery.searching.finding import warm_up
 
     if is_remote(name) or name.rstrip("/\\").endswith(".lance") or exists(name):
         store = GalleryStore.open(name)
         check(len(store))
         if where is None:
             # A filter may leave so few rows that they are searched without the index.
-            warm(store)
+            warm_up(store)
         return _open_index(store, source, load)
     # First, since pyarrow imports pandas with its first array unless it was loaded in this way.
     lance()

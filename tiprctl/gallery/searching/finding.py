@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from tiprctl.gallery.keeping.engine import EngineError, brief
 from tiprctl.gallery.keeping.expression import answering, compiled
+from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.gallery.keeping.schema import KEY, VECTOR
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import exact
 from tiprctl.gallery.searching.exact import vectors_of
-from tiprctl.gallery.searching.vector_index import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning
+from tiprctl.gallery.searching.vector_index import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning, warm
 
 EXACT_ROWS = 50_000
 """Up to how many rows all are compared: as far as a process' first search takes no longer than through the index.
@@ -24,6 +25,9 @@ benchmarks/gallery.py times both ways."""
 _SELECTED_ROWS = 10_000
 """Up to how many rows that a filter leaves are compared, whatever the gallery's size: they lie apart, and each takes
 longer to read than in a scan of all. benchmarks/gallery.py tells how long."""
+_WARMED_ROWS = 2_000_000
+"""Up to how many rows the index is read before it is asked for: a larger one takes longer than the few partitions that
+one query looks at. A round number, for want of a measurement that holds for other disks."""
 _DEEPEST = 0.01
 """The share of the rows up to which the index ranks; beyond, they are compared."""
 _ROWS_AT_ONCE = 8192
@@ -91,6 +95,20 @@ def find(
         return search.run()
 
 
+def warm_up(store: GalleryStore) -> None:
+    """Begin to read the index that a search without a filter will use, where the whole of it is soon read.
+
+    Of an object store every byte is fetched, and of a large index more than one query needs.
+    """
+    if EXACT_ROWS < len(store) <= _WARMED_ROWS and not is_remote(store.uri) and _is_trusted(read_tuning(store)):
+        warm(store)
+
+
+def _is_trusted(tuning: Tuning | None) -> bool:
+    """Whether the index may answer: it was not measured, or found enough."""
+    return tuning is None or tuning.suffices
+
+
 class Exclusion:
     """The rows that are left out, by their paths."""
 
@@ -137,7 +155,7 @@ class _Search:
         if few or indexed_rows(self.store) is None:
             return [None] * len(self.queries)
         tuning, selectivity = read_tuning(self.store), matching / total
-        if tuning is not None and not tuning.suffices:
+        if not _is_trusted(tuning):
             return [None] * len(self.queries)
         return [self._nearest(query, tuning, selectivity, _DEEPEST * matching) for query in self.queries]
 
