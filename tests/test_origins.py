@@ -42,3 +42,23 @@ def test_a_later_table_is_told_in_the_types_of_the_gallery():
     Path("c.csv").write_text("path,shift\ncam_a/1.png,late\n")
     refused = run("add", "crops", "--metadata", "c.csv", code=3).stderr
     assert "'shift' is of type double in the gallery" in refused and "c.csv" in refused
+
+
+def test_the_columns_of_a_list_go_before_the_table_of_a_folder_above():
+    Path("shifts.csv").write_text("path,shift\ncam_a/1.png,early\n")
+    Path("crops/list.csv").write_text("path,pid\ncam_a/1.png,7\n")
+    refused = run("add", "crops/list.csv", "--metadata", "shifts.csv", code=2).stderr
+    assert "has columns itself" in refused and "list.csv" in refused
+    run("add", "crops", "--metadata", "shifts.csv")
+    for _ in range(2):
+        run("add", "crops/list.csv")
+        assert told("pid") == {"1.png": 7, "2.png": None}
+        assert told("shift") == {"1.png": "early", "2.png": None}
+    run("add", "crops/list.csv", "--metadata", "none")
+
+
+def test_a_list_without_columns_takes_the_table_that_is_named_for_it():
+    Path("shifts.csv").write_text("path,shift\ncam_a/1.png,early\n")
+    Path("crops/list.txt").write_text("cam_a/1.png\n")
+    run("add", "crops/list.txt", "--metadata", "shifts.csv")
+    assert told("shift") == {"1.png": "early"}

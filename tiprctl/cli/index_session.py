@@ -106,7 +106,7 @@ class Session:
                 {
                     **document,
                     **counts,
-                    "index": unindexed(self.store) is not None,
+                    "index_due": unindexed(self.store) is not None,
                     "skipped": skipped,
                     "unmatched": unmatched,
                 }
@@ -127,6 +127,8 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     known, source = find_store(options), Path(options.source)
     origin = describe_origin(options, known, name_of(source), root_of(source))
     images = read_input(source, follow_links=origin.follow_links, allow_empty=allow_empty)
+    if images.table:
+        origin = origin.with_own_table(named=options.metadata is not None)
     describer = origin.describer(images.table, known.user_types if known else None)
     # A table that was named for a folder above has rows of images that are not below this one.
     if origin.metadata and origin.metadata_root == images.listing.root_key:
@@ -159,7 +161,7 @@ def open_store(
 
 
 def describe_origin(options: IndexOptions, store: GalleryStore | None, name: str, root: str) -> Origin:
-    """What the user says of the images, whose paths are below `root`; where nothing is said, what the gallery remembers."""
+    """What the user says of the images, whose paths are below `root`; else what the gallery remembers."""
     from tiprctl.gallery.filling.origins import Origin, recall_for
 
     remembered = recall_for(name, store.settings()) if store else None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tiprctl.errors import InputError
+from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.filling.adding import Changes, Progress, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.embedding import content_hash
 from tiprctl.gallery.filling.inputs import TABLES
@@ -56,7 +56,7 @@ class Origin:
         """What tells the columns of its images.
 
         Args:
-            table: that of a list, in whose place a file of metadata is taken.
+            table: that of a list; a file of metadata goes before it.
             types: of the user's columns that the gallery has.
 
         Raises:
@@ -72,6 +72,23 @@ class Origin:
         if table:
             table.fit(types or {}, Path(self.metadata or self.name))
         return Describer(camera, time, table)
+
+    def with_own_table(self, *, named: bool) -> Origin:
+        """The same for a list that has columns itself: it takes none from the table of a folder above.
+
+        Args:
+            named: whether a table was named for the list.
+
+        Raises:
+            UsageError: one was.
+        """
+        if self.metadata is None:
+            return self
+        if named:
+            raise UsageError(
+                "The list has columns itself", where=self.name, remedy="Leave out --metadata, or the list's columns."
+            )
+        return replace(self, metadata=None, metadata_root=None).as_read()
 
     def as_read(self) -> Origin:
         """The same, with the hash of the table as it is now; raises InputError where it cannot be read."""
