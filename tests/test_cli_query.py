@@ -443,6 +443,24 @@ def test_csv_is_read_back_and_spreadsheets_compute_nothing(embedder, galleries, 
     assert all(row["path"].startswith("./=crops/") and Path(row["path"]).is_file() for row in rows)
 
 
+def test_each_heading_of_a_csv_stands_there_once(tmp_path):
+    users = {"rank": "major", "score": 0.5, "query": "q", "similar": "twin", "shift": 3}
+    hit = {
+        "rank": 1,
+        "score": 0.9,
+        "path": "a.png",
+        "camera": None,
+        "time": None,
+        "columns": users,
+        "similar": ["b.png"],
+    }
+    hits.write_csv([{"query": "red", "hits": [hit]}], str(tmp_path / "out.csv"))
+    (row,) = csv.DictReader((tmp_path / "out.csv").open(newline=""))
+    own = {"query": "red", "rank": "1", "score": "0.9", "path": "a.png", "camera": "", "time": "", "similar": "1"}
+    own_columns = {"rank": "major", "score": "0.5", "query": "q", "similar": "twin"}
+    assert row == own | {f"columns.{name}": value for name, value in own_columns.items()} | {"shift": "3"}
+
+
 def test_a_name_does_not_command_the_terminal(embedder, crops):
     name = "a\x1b[31m\u202e[bold]\n.png"
     Image.new("RGB", (4, 8), "red").save(crops / name)

@@ -93,7 +93,7 @@ def print_paths(results: Sequence[Result]) -> None:
 
 
 def print_tables(results: Sequence[Result], *, times: bool) -> None:
-    """A table a query that has hits; with cameras where there are any, with the crops' times if these are to be told."""
+    """A table a query that has hits; with cameras where there are any, with the crops' times if they are to be told."""
     for result in filter(itemgetter("hits"), results):
         hits = result["hits"]
         further = [name for name in ("camera", "time", "similar") if any(hit.get(name) for hit in hits)]
@@ -107,12 +107,16 @@ def print_tables(results: Sequence[Result], *, times: bool) -> None:
 
 
 def write_csv(results: Sequence[Result], target: str) -> None:
-    """A line a hit, below a line of names, in a file or (`-`) on stdout."""
+    """A line a hit, below a line of names, in a file or (`-`) on stdout.
+
+    A user's column that is named as one of the answer's is headed `columns.NAME`, which is where the JSON has it.
+    """
     own = ["query", "rank", "score", "path", "camera", "time"]
     hits = [{"query": result["query"], **hit} for result in results for hit in result["hits"]]
     users = list(dict.fromkeys(name for hit in hits for name in hit.get("columns", {})))
     similar = ["similar"] if any("similar" in hit for hit in hits) else []
-    table: list[list[Any]] = [[*own, *similar, *map(_harmless, users)]]
+    headings = [f"columns.{name}" if name in (*own, "similar") else _harmless(name) for name in users]
+    table: list[list[Any]] = [[*own, *similar, *headings]]
     for hit in hits:
         cells = [_harmless_path(hit["path"]) if name == "path" else _harmless(hit[name]) for name in own]
         folded = [len(hit["similar"]) for _ in similar]

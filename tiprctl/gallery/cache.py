@@ -1,4 +1,4 @@
-"""Where tiprctl keeps what it can compute again; apart from the gallery's index, since naming a folder loads nothing."""
+"""The folder in which tiprctl keeps what it can compute again, and what of it goes because nobody uses it."""
 
 from __future__ import annotations
 
