@@ -1,4 +1,4 @@
-"""The rows that a gallery has before a job on a cluster, and which images are to be embedded beside or instead of them."""
+"""The rows that a gallery has before a job on a cluster, and which images are embedded beside or instead of them."""
 
 from __future__ import annotations
 

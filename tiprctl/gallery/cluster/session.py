@@ -111,7 +111,7 @@ def _start(ray: ModuleType, address: str | None, cpus: int) -> None:
 
 
 def _knock(address: str | None) -> None:
-    """Raise an OSError or a ValueError where nobody listens at a cluster's `HOST:PORT`: Ray itself waits for minutes."""
+    """Raise an OSError or a ValueError where nobody listens at a cluster's `HOST:PORT`: Ray would wait for minutes."""
     if address not in (None, "auto", "local"):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not port.isdecimal():

@@ -12,7 +12,7 @@ BYTES = 16
 
 
 class DigestSet:
-    """Strings to be asked for, 24 bytes each with their places: a million Python strings would take a hundred megabytes.
+    """Strings to be asked for, 24 bytes each with their places: a million Python strings take a hundred megabytes.
 
     Args:
         members: the strings; read once.

@@ -36,6 +36,8 @@ _OTHERS = re.compile(r"commit conflict|contention|too many concurrent|concurrent
 _KEPT = "what was committed is kept."
 WRITABLE = f"{_FULL} or give access to it, then give the same command again: {_KEPT}"
 """The remedy where a gallery cannot be written and nothing tells why."""
+UNREADABLE = "Index its images again, or restore it from a backup."
+"""The same where it cannot be read."""
 
 
 class EngineError(InputError):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from tiprctl.gallery.keeping.engine import WRITABLE, ConflictError, faults
+from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, ConflictError, faults
 from tiprctl.gallery.keeping.schema import KEY, user_columns
 from tiprctl.gallery.keeping.store import GalleryStore
 
@@ -40,7 +40,7 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
 
 def untidy(store: GalleryStore) -> str | None:
     """Why files should be joined or versions removed, a clause for people; None where they need not be."""
-    with faults(store.uri, "Index its images again, or restore it from a backup."):
+    with faults(store.uri, UNREADABLE):
         files, rows = len(store.dataset.get_fragments()), len(store)
         if files - -(-rows // _FILE_ROWS) > _SPARE:
             return f"its {rows:,} rows lie in {files:,} files"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tiprctl.gallery.keeping.engine import faults
+from tiprctl.gallery.keeping.engine import UNREADABLE, faults
 from tiprctl.gallery.keeping.schema import VECTOR
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import exact
@@ -63,7 +63,7 @@ def _moved_rows(store: GalleryStore) -> list[np.ndarray]:
     """Rows moved a little, as another crop of the person; and so far that the cosine is 0.3, as a text's would be."""
     generator = np.random.default_rng(0)
     places = np.sort(generator.choice(len(store), min(_QUERIES, len(store)), replace=False))
-    with faults(store.uri, "Index its images again, or restore it from a backup."):
+    with faults(store.uri, UNREADABLE):
         rows = vectors_of(store.dataset.take(places, columns=[VECTOR]))
     noise = _unit(generator.standard_normal(rows.shape, np.float32))
     return [_unit(rows + 0.5 * noise), _unit(0.3 * rows + 0.95 * noise)]
