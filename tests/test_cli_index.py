@@ -88,7 +88,7 @@ def test_add_as_json(home, loaded):
     document = json.loads(run("add", "crops", "--gallery", "g.lance", *PATTERNS, "--json").stdout)
     assert document.pop("skipped") == [{"path": "bad.png", "reason": "The image file is empty (0 bytes)"}]
     assert [one["option"] for one in document.pop("unmatched")] == ["--camera-from", "--time-from"]
-    assert (document["images"], document["added"], document["rows"], document["index"]) == (7, 6, 6, False)
+    assert (document["images"], document["added"], document["rows"], document["index_due"]) == (7, 6, 6, False)
 
 
 def test_skipped_files_are_counted_and_the_first_named(home, loaded, tmp_path):
