@@ -62,3 +62,18 @@ def test_a_list_without_columns_takes_the_table_that_is_named_for_it():
     Path("crops/list.txt").write_text("cam_a/1.png\n")
     run("add", "crops/list.txt", "--metadata", "shifts.csv")
     assert told("shift") == {"1.png": "early"}
+
+
+def test_a_folder_that_is_told_of_for_the_first_time_describes_the_rows_it_has():
+    run("add", "crops/cam_a", "--camera-from", "{camera}/*")
+    assert "described anew" in run("add", "crops", "--camera-from", "cam_{camera}/*").stdout
+    assert told("camera") == {"1.png": "a", "2.png": "b"}
+    assert "described anew" not in run("add", "crops").stdout
+
+
+def test_a_folder_of_which_nothing_is_told_leaves_the_rows_of_those_below():
+    paint(Path("crops/cam_a2/3.png"))
+    run("add", "crops/cam_a", "--camera-from", "{camera}/*")
+    assert "described anew" not in run("add", "crops/cam_a2", "--camera-from", "{camera}/*").stdout
+    assert "described anew" not in run("add", "crops").stdout
+    assert told("camera") == {"1.png": "cam_a", "2.png": None, "3.png": "cam_a2"}

@@ -189,11 +189,14 @@ def bring(
 def begin(store: GalleryStore, origin: Origin, command: str) -> Remembered:
     """What is to be remembered of an origin until the command there has come to its end.
 
+    Rows of a folder that is told of for the first time were described otherwise, if what is told are patterns.
     Its table counts as the one that was read before, so that a command which ends early has not told a new one.
     """
     before = recall_for(origin.name, store.settings())
     if before is None:
-        return Remembered(replace(origin, metadata_hash=None), command)
+        # What is there was described by none, or by one of a folder below.
+        outdated = bool(origin.camera_from or origin.time_from) and store.has_below(origin.name)
+        return Remembered(replace(origin, metadata_hash=None), command, outdated)
     outdated = before.outdated or not before.origin.tells_as(origin)
     return Remembered(replace(origin, metadata_hash=before.origin.metadata_hash), command, outdated)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.keeping.engine import WRITABLE, brief, faults, lance, signs
@@ -150,6 +151,11 @@ class GalleryStore:
         """How many rows there are, or of which the expression holds."""
         with faults(self.uri, _READ):
             return self.dataset.count_rows(where)
+
+    def has_below(self, folder: str) -> bool:
+        """Whether there is a row below a folder or URI."""
+        top = f"{folder.rstrip('/')}/"
+        return any(pc.any(pc.starts_with(batch[KEY], top)).as_py() for batch in self.scan([KEY]))
 
     def scan(
         self,
