@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -135,6 +136,44 @@ def test_a_file_deleted_between_listing_and_reading_is_told(crops, store):
     (gone,) = add(store, listing, MeanColour()).unreadable
     assert (gone.path, gone.reason) == ("a/0.png", "it was deleted after it had been listed")
     assert len(rows(store)) == 9
+
+
+@pytest.mark.parametrize("bring_up", [add, sync])
+def test_an_image_out_of_reach_keeps_its_row(crops, store, monkeypatch, bring_up):
+    add(store, list_images(crops), MeanColour())
+    before = rows(store, "vector", "mtime_ns")
+    paint(crops / "a" / "0.png", "blue")
+    fail_to_read(monkeypatch, "0.png")
+    changes = bring_up(store, list_images(crops), MeanColour())
+    assert counts(changes) == {"images": 10, "unchanged": 9}
+    (away,) = changes.unreadable
+    assert (away.path, away.damaged) == ("a/0.png", False)
+    assert os.strerror(errno.EIO) in away.reason
+    assert rows(store, "vector", "mtime_ns") == before
+    monkeypatch.undo()
+    assert counts(bring_up(store, list_images(crops), MeanColour())) == {"images": 10, "unchanged": 9, "updated": 1}
+
+
+def test_an_image_that_changed_and_went_while_it_was_listed_keeps_its_row_until_sync(crops, store):
+    add(store, list_images(crops), MeanColour())
+    paint(crops / "a" / "0.png", "blue")
+    listing = list_images(crops)
+    (crops / "a" / "0.png").unlink()
+    assert add(store, listing, MeanColour()).removed == 0
+    assert "a/0.png" in rows(store)
+    assert sync(store, list_images(crops), MeanColour()).removed == 1
+
+
+def fail_to_read(monkeypatch, name: str) -> None:
+    """Have the disk fail wherever a file of this name is read."""
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
 
 
 def test_a_folder_that_lost_most_of_its_images_is_refused(crops, store, tmp_path):

@@ -86,7 +86,9 @@ def test_what_was_said_of_a_folder_is_remembered_until_it_is_taken_back(home, lo
 def test_add_as_json(home, loaded):
     (home / "crops" / "bad.png").touch()
     document = json.loads(run("add", "crops", "--gallery", "g.lance", *PATTERNS, "--json").stdout)
-    assert document.pop("skipped") == [{"path": "bad.png", "reason": "The image file is empty (0 bytes)"}]
+    assert document.pop("skipped") == [
+        {"path": "bad.png", "reason": "The image file is empty (0 bytes)", "damaged": True}
+    ]
     assert [one["option"] for one in document.pop("unmatched")] == ["--camera-from", "--time-from"]
     assert (document["images"], document["added"], document["rows"], document["index_due"]) == (7, 6, 6, False)
 

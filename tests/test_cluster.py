@@ -31,7 +31,7 @@ from tiprctl.gallery.cluster.commits import Committer
 from tiprctl.gallery.cluster.rows import KnownRows
 from tiprctl.gallery.cluster.session import connected
 from tiprctl.gallery.cluster.sources import list_objects, read_image
-from tiprctl.gallery.cluster.stages import PIXELS, REASON, Decode, Embed, Write
+from tiprctl.gallery.cluster.stages import DAMAGED, PIXELS, REASON, Decode, Embed, Write
 from tiprctl.gallery.filling.adding import Reading, add
 from tiprctl.gallery.filling.listing import ImageFile, Listing, list_images
 from tiprctl.gallery.filling.metadata import Describer
@@ -115,7 +115,9 @@ def written(store, *paths):
     columns = {name: pa.nulls(len(paths), kind) for name, kind in OWN_COLUMNS.items()}
     vectors = pa.array([[1.0, 0.0, 0.0]] * len(paths), pa.list_(pa.float32(), 3))
     reasons = pa.nulls(len(paths), pa.string())
-    batch = pa.table(columns | {"path": list(paths), "vector": vectors, REASON: reasons})
+    batch = pa.table(
+        columns | {"path": list(paths), "vector": vectors, REASON: reasons, DAMAGED: pa.nulls(len(paths), pa.bool_())}
+    )
     (row,) = Write(store.uri, store.schema)(batch).to_pylist()
     return row
 
@@ -139,6 +141,9 @@ def test_two_processes_make_the_rows_that_one_would(ray_cluster, store, crops, t
     reasons = {each.path: each.reason for each in changes.unreadable}
     assert reasons == {str(crops / each.path): each.reason for each in expected.unreadable}
     assert reasons[str(crops / "cam_0/00.png")] == "it was deleted after it had been listed"
+    damaged = {str(crops / each.path): each.damaged for each in expected.unreadable}
+    assert {each.path: each.damaged for each in changes.unreadable} == damaged
+    assert sorted(damaged.values()) == [False, True]
 
 
 def test_given_again_it_embeds_what_is_new_or_changed(ray_cluster, store, crops, tmp_path):

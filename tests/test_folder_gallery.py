@@ -15,7 +15,7 @@ import pytest
 from colours import MeanColour, paint, unit
 from galleries import UNPRIVILEGED
 
-from tiprctl.errors import InputError, TiprError
+from tiprctl.errors import ImageError, InputError, TiprError
 from tiprctl.gallery import folder
 from tiprctl.gallery.cache import cache_folder
 from tiprctl.gallery.filling import writing
@@ -90,6 +90,20 @@ def test_unreadable_files_are_named_and_the_rest_is_embedded(crops, read):
     assert "empty" in reasons["0.jpg"]
     assert "not an image" in reasons["text.png"]
     assert len(gallery.store) == gallery.changes.embedded == 10
+
+
+def test_an_image_out_of_reach_is_not_found_by_what_it_was(crops, read, monkeypatch):
+    read(crops, MeanColour())
+    changed = next(path for path in sorted(crops.rglob("*")) if path.is_file())
+    os.utime(changed, (5, 5))
+
+    def fail(place):
+        raise ImageError("The image cannot be read", where=place) from OSError("the disk failed")
+
+    monkeypatch.setattr("tiprctl.gallery.filling.embedding.read_content", fail)
+    gallery = read(crops, MeanColour())
+    assert [one.path for one in gallery.changes.unreadable] == [changed.relative_to(crops).as_posix()]
+    assert len(gallery.store) == 9
 
 
 def test_a_folder_without_one_readable_image_is_refused(tmp_path, read):

@@ -92,13 +92,13 @@ def open_folder(
         compiled(store, where)
     # What cannot be looked at now must not be found: told of it, `sync` would keep its rows.
     readable = replace(listing, unreadable=[])
-    bring = partial(sync, listing=readable, model=model, reading=Reading(batch_size=batch_size, progress=progress))
+    bring = partial(_brought, listing=readable, model=model, reading=Reading(batch_size=batch_size, progress=progress))
     try:
-        changes = bring(store, drop_many=True)
+        changes = bring(store)
     except EngineError as error:
         notes.append(_not_kept(error))
         store = _copied(store)
-        changes = bring(store, drop_many=True)
+        changes = bring(store)
     changes = replace(changes, unreadable=[*listing.unreadable, *changes.unreadable])
     if not len(store):
         raise _none_readable(listing, changes)
@@ -111,6 +111,14 @@ def kept(listing: Listing, model: VectorModel, *, cache: str | Path | None = Non
         return len(GalleryStore.open(_place(listing, model, cache, follow_links)))
     except TiprError:
         return 0
+
+
+def _brought(store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading) -> Changes:
+    """What `sync` changed; the rows of images that are out of reach, which it leaves, are out as well."""
+    changes = sync(store, listing, model, reading, drop_many=True)
+    away = [key_of(root_key(listing.root), one.path) for one in changes.unreadable if not one.damaged]
+    changes.removed += store.remove(away)
+    return changes
 
 
 def _place(listing: Listing, model: VectorModel, cache: str | Path | None, follow_links: bool) -> Path:

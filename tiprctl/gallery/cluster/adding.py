@@ -122,13 +122,13 @@ class _Job:
             yield from wanted
 
     def run(self, wanted: Sequence[Wanted]) -> None:
-        """Embed these and commit their rows; the row of an image that cannot be read any more is taken out."""
+        """Embed these and commit their rows; the row of an image that is damaged now is taken out."""
         self._embed([one.image for one in wanted if one.row is None], self.committer.commit)
         changed = [one for one in wanted if one.row is not None]
         told = len(self.changes.unreadable)
         self._embed([one.image for one in changed], self.committer.replace)
-        failed = {one.path for one in self.changes.unreadable[told:]}
-        stale = self.known.stale(self.root, changed, failed)
+        damaged = {one.path for one in self.changes.unreadable[told:] if one.damaged}
+        stale = self.known.stale(self.root, changed, damaged)
         self.changes.removed += self.committer.store.remove_unchanged(stale)
 
     def _embed(self, images: Sequence[ImageFile], commit: Callable[[Sequence[Mapping[str, Any]]], Written]) -> None:

@@ -24,13 +24,14 @@ from tiprctl.gallery.keeping.schema import KEY, VECTOR, fill_columns
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.vector_model import VectorModel
 
-PIXELS, REASON = "_pixels", "_reason"
-"""Columns of a batch on its way: the decoded image, and why there is none."""
+PIXELS, REASON, DAMAGED = "_pixels", "_reason", "_damaged"
+"""Columns of a batch on its way: the decoded image, why there is none, and whether its content is at fault."""
+_UNREADABLE = [("path", pa.string()), ("reason", pa.string()), ("damaged", pa.bool_())]
 WRITTEN = pa.schema(
     [
         ("fragments", pa.string()),
         ("paths", pa.list_(pa.string())),
-        ("unreadable", pa.list_(pa.struct([("path", pa.string()), ("reason", pa.string())]))),
+        ("unreadable", pa.list_(pa.struct(_UNREADABLE))),
     ]
 )
 """What comes of a batch: Lance's description of the files written, as JSON, the paths of their rows, the rest."""
@@ -56,10 +57,11 @@ class Decode:
         with ThreadPoolExecutor(_READERS) as pool:
             read = list(pool.map(decoder, batch[KEY].to_pylist()))
         images = [each if isinstance(each, Decoded) else None for each in read]
-        reasons = [each if isinstance(each, str) else None for each in read]
+        failures = [each if isinstance(each, Unreadable) else None for each in read]
         batch = batch.append_column("hash", pa.array([each and each.hash for each in images], pa.string()))
         batch = batch.append_column(PIXELS, pa.array([each and each.pixels.tobytes() for each in images], pa.binary()))
-        batch = batch.append_column(REASON, pa.array(reasons, pa.string()))
+        batch = batch.append_column(REASON, pa.array([each and each.reason for each in failures], pa.string()))
+        batch = batch.append_column(DAMAGED, pa.array([each and each.damaged for each in failures], pa.bool_()))
         if self.read_time is None:
             return batch
         told = batch["time"].to_pylist()
@@ -120,7 +122,8 @@ class Write:
         readable = batch[REASON].is_null()
         rows = fill_columns(batch.filter(readable), self.schema)
         fragments = write_fragments(self.uri, rows)
-        unreadable = batch.filter(batch[REASON].is_valid()).select([KEY, REASON]).rename_columns(["path", "reason"])
+        unreadable = batch.filter(batch[REASON].is_valid()).select([KEY, REASON, DAMAGED])
+        unreadable = unreadable.rename_columns([name for name, _ in _UNREADABLE])
         return pa.table(
             [[json.dumps(fragments)], [rows[KEY].to_pylist()], [unreadable.to_pylist()]],
             schema=WRITTEN,

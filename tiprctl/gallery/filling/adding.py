@@ -56,7 +56,8 @@ class Changes:
         elsewhere: images that another process added meanwhile.
         removed: rows taken out.
         described: rows whose columns were told anew.
-        unreadable: what was skipped, from the listing on; none of it has a row.
+        unreadable: what was skipped, from the listing on. What is damaged has no row; what is gone or out of reach keeps
+            the one it had.
         unmatched: patterns that tell nothing of some images.
     """
 
@@ -249,11 +250,12 @@ class _Run:
         return skipped
 
     def _finished(self) -> Changes:
-        """The changes, once the rows of files that cannot be read any more are out, unless others have renewed them."""
+        """The changes, once the rows of files that are damaged now are out, unless others have renewed them."""
         changes, written = self.changes, self.writer.written
         changes.added, changes.updated, changes.reused = written.inserted, written.updated, self.writer.reused
         changes.unreadable = [*self.inventory.listing.unreadable, *self.failed]
-        failed = pa.array([key_of(self.inventory.root, one.path) for one in self.failed], pa.string())
+        damaged = [key_of(self.inventory.root, one.path) for one in self.failed if one.damaged]
         stale = self.comparison.stale
-        changes.removed = self.store.remove_unchanged(stale.filter(pc.is_in(stale[KEY], failed)).select(STAMP))
+        of_them = pc.is_in(stale[KEY], pa.array(damaged, pa.string()))
+        changes.removed = self.store.remove_unchanged(stale.filter(of_them).select(STAMP))
         return changes

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
 from itertools import islice
@@ -157,14 +157,20 @@ class Decoder:
     read_time: Callable[[bytes], datetime | None] | None = None
     known: DigestSet = field(default_factory=DigestSet)
 
-    def __call__(self, place: str | Path) -> Decoded | str:
-        """What is at a path or URI, or the reason why nothing is."""
+    def __call__(self, place: str | Path) -> Decoded | Unreadable:
+        """What is at a path or URI, or why nothing is."""
         try:
             content = self.read(place)
-            hashed, taken = content_hash(content), self.read_time(content) if self.read_time else None
+        except ImageError as error:
+            if not is_remote(place) and not os.path.lexists(place):
+                return Unreadable(str(place), GONE)
+            # What the system or the store refuses says nothing of the content.
+            return Unreadable(str(place), error.what, damaged=not isinstance(error.__cause__, OSError))
+        hashed, taken = content_hash(content), self.read_time(content) if self.read_time else None
+        try:
             pixels = None if hashed in self.known else load_pixels(place, self.size, content=content)
         except ImageError as error:
-            return GONE if not is_remote(place) and not os.path.lexists(place) else error.what
+            return Unreadable(str(place), error.what, damaged=True)
         return Decoded(hashed, taken, pixels)
 
 
@@ -178,8 +184,8 @@ class _Read:
 
 def _read(decoder: Decoder, root: Path, file: ImageFile) -> _Read | Unreadable:
     decoded = decoder(root / file.path)
-    if isinstance(decoded, str):
-        return Unreadable(file.path, decoded)
+    if isinstance(decoded, Unreadable):
+        return replace(decoded, path=file.path)
     return _Read(ReadImage(file, decoded.hash, decoded.taken), decoded.pixels)
 
 

@@ -40,10 +40,16 @@ class ImageFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file or folder below the gallery that was skipped, and why."""
+    """A file or folder below the gallery that was skipped, and why.
+
+    Attributes:
+        damaged: whether what it holds is at fault. Else it is gone, or the system or the object store did not give it,
+            which may pass.
+    """
 
     path: str
     reason: str
+    damaged: bool = False
 
 
 class Images(Sequence[ImageFile]):

@@ -24,8 +24,8 @@ def watch(
 ) -> Iterator[Changes]:
     """List a folder again and again, and bring in what is as it was at the last look; yields what that changed.
 
-    The gallery is asked only when the folder has changed. A file that could not be read is tried again once it has
-    another size or time. Listing is used rather than the system's notices, which network folders do not give.
+    The gallery is asked only when the folder has changed. A damaged file is tried again once it has another
+    size or time. Listing is used rather than the system's notices, which network folders do not give.
 
     Args:
         look: lists the folder.
@@ -69,8 +69,8 @@ def _calm(listing: Listing, before: Listing, failed: Set[str]) -> Listing:
 
 
 def _failed(listing: Listing, changes: Changes) -> set[str]:
-    """What could not be read, by the states of the files."""
-    unreadable = {one.path for one in changes.unreadable}
+    """What is damaged, by the states of the files; what was out of reach is tried again with the next change."""
+    unreadable = {one.path for one in changes.unreadable if one.damaged}
     return {_state(image) for image in listing.images if image.path in unreadable}
 
 
