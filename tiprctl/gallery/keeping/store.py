@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.keeping.engine import WRITABLE, brief, faults, lance, signs
+from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, brief, faults, lance, signs
 from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.gallery.keeping.schema import (
     KEY,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
-_READ = "Index its images again, or restore it from a backup."
 _READ_AHEAD = 1 << 25
 """Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
@@ -77,7 +76,7 @@ class GalleryStore:
         uri = _spelt(uri)
         if not exists(uri):
             raise _no_gallery(uri)
-        with faults(uri, _READ):
+        with faults(uri, UNREADABLE):
             return cls(lance().dataset(uri), uri)
 
     @classmethod
@@ -104,7 +103,7 @@ class GalleryStore:
     def in_memory(cls, model: ModelIdentity, columns: Mapping[str, pa.DataType] | None = None) -> GalleryStore:
         """An empty gallery that ends with the process."""
         uri = "memory://gallery"
-        with faults(uri, _READ):
+        with faults(uri, UNREADABLE):
             return cls(lance().write_dataset(new_schema(model, columns).empty_table(), uri), uri)
 
     def __len__(self) -> int:
@@ -131,7 +130,7 @@ class GalleryStore:
 
     def refresh(self) -> None:
         """Move on to the newest version."""
-        with faults(self.uri, _READ):
+        with faults(self.uri, UNREADABLE):
             self.dataset.checkout_latest()
 
     def check_model(self, model: VectorModel | ModelIdentity) -> None:
@@ -149,7 +148,7 @@ class GalleryStore:
 
     def count(self, where: str | None = None) -> int:
         """How many rows there are, or of which the expression holds."""
-        with faults(self.uri, _READ):
+        with faults(self.uri, UNREADABLE):
             return self.dataset.count_rows(where)
 
     def has_below(self, folder: str) -> bool:
@@ -166,7 +165,7 @@ class GalleryStore:
         scalar_indexes: bool = True,
     ) -> Iterator[pa.RecordBatch]:
         """The rows, batch by batch, with their `_rowid`; `scalar_indexes` are what the filter is answered from."""
-        with faults(self.uri, _READ):
+        with faults(self.uri, UNREADABLE):
             yield from self.dataset.scanner(
                 columns=list(columns),
                 filter=where,
@@ -181,7 +180,7 @@ class GalleryStore:
     def take(self, row_ids: Iterable[int], columns: Sequence[str]) -> pa.Table:
         """The rows of these `_rowid`s, with them, in any order."""
         listed = ", ".join(str(int(row_id)) for row_id in row_ids)
-        with faults(self.uri, _READ):
+        with faults(self.uri, UNREADABLE):
             scanner = self.dataset.scanner(
                 columns=list(columns), filter=f"_rowid IN ({listed})" if listed else "false", with_row_id=True
             )
@@ -262,7 +261,7 @@ class GalleryStore:
 
     def settings(self) -> dict[str, str]:
         """What the gallery remembers of its own upkeep, by name."""
-        with faults(self.uri, _READ):
+        with faults(self.uri, UNREADABLE):
             config = self.dataset.config()
         return {name.removeprefix(SETTING): value for name, value in config.items() if name.startswith(SETTING)}
 
