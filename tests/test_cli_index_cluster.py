@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tiprctl import vector_model
 from tiprctl.cli.app import app
 from tiprctl.gallery.filling.adding import Changes
-from tiprctl.gallery.filling.listing import Unreadable
+from tiprctl.gallery.filling.listing import ImageFile, Unreadable
 
 ADD = ("index", "add", "--gallery", "g.lance", "--engine", "ray")
 
@@ -48,6 +48,29 @@ def test_patterns_that_do_not_match_are_told_before_anything_is_embedded(home, m
     done = CliRunner().invoke(app, [*ADD, "crops", "--camera-from", "cam_{camera}/*"])
     assert done.exit_code == 0 and "a.png, one of 2: its camera is null" in done.stderr
     assert embedded
+
+
+def test_patterns_are_compared_with_the_first_objects_of_a_store(home, monkeypatch):
+    taken = []
+    objects = [ImageFile(f"cam_a/{number}.png", 1, 1) for number in range(3)]
+    monkeypatch.setattr("tiprctl.cli.index_cluster._FIRST", 2)
+    monkeypatch.setattr("tiprctl.gallery.cluster.sources.list_objects", lambda uri: iter(objects))
+    monkeypatch.setattr(
+        "tiprctl.gallery.cluster.adding.add_with_ray",
+        lambda store, root, images, *arguments, **further: taken.extend(images) or Changes(images=3),
+    )
+    done = CliRunner().invoke(app, [*ADD, "s3://b/crops", "--camera-from", "x{camera}/*"])
+    assert done.exit_code == 2 and "s3://b/crops/cam_a/0.png nor 1 others of 2" in done.stderr
+    assert not taken
+    done = CliRunner().invoke(app, [*ADD, "s3://b/crops", "--camera-from", "cam_{camera}/*"])
+    assert done.exit_code == 0 and taken == objects
+
+
+def test_a_pattern_that_matches_nothing_of_a_new_folder_is_refused_by_a_gallery_of_others(home, monkeypatch):
+    monkeypatch.setattr("tiprctl.gallery.cluster.adding.add_with_ray", lambda *arguments, **further: Changes(images=1))
+    assert CliRunner().invoke(app, ["index", "add", "--gallery", "g.lance", "private"]).exit_code == 0
+    done = CliRunner().invoke(app, [*ADD, "crops", "--camera-from", "x{camera}/*"])
+    assert done.exit_code == 2 and "does not match" in done.stderr
 
 
 @pytest.mark.parametrize(

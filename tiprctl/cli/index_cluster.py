@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from tiprctl.cli import render
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from tiprctl.gallery.filling.listing import ImageFile
     from tiprctl.vector_model import VectorModel
 
+_FIRST = 1000
+"""Objects that patterns are compared with before the cluster begins."""
+
 
 def add_with_ray(
     options: IndexOptions, address: str | None, batch_size: int, workers: int | None, *, json: bool
@@ -31,7 +35,8 @@ def add_with_ray(
     """Add the images that are new, or changed since they were added.
 
     Raises:
-        UsageError: an option tells a cluster nothing, or a pattern matches no image at all. As `open_session`, and as `cluster.add_with_ray`.
+        UsageError: an option tells a cluster nothing, or a pattern matches no image at all of a new folder.
+        As `open_session`, and as `cluster.adding.add_with_ray`.
     """
     _refuse_idle(options, workers)
     from tiprctl.gallery.cluster.adding import add_with_ray as embed
@@ -43,12 +48,15 @@ def add_with_ray(
     reading = reading_of(batch_size, None, session.describer)
     loaded = partial(_loaded, absolute(options.model or store.identity.source), options.device)
     listing = session.images.listing if session.images else None
-    keys = (key_of(root, path) for path in listing.images.paths) if listing else ()
-    unmatched = check_patterns(session.describer, keys, new=not len(store))
+    # What an object store holds is listed as it is taken: the first of it tells whether a pattern fits.
+    first = [] if listing else list(islice(images, _FIRST))
+    paths = listing.images.paths if listing else [image.path for image in first]
+    keys = (key_of(root, path) for path in paths)
+    unmatched = check_patterns(session.describer, keys, new=not store.has_below(root))
     begun = begin(store, origin, "add")
     remember(store, begun)
     try:
-        changes = embed(store, root, images, loaded, model.image_size, reading, address=address)
+        changes = embed(store, root, chain(first, images), loaded, model.image_size, reading, address=address)
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
