@@ -109,7 +109,8 @@ class _Job:
         self.embedder = (store.place, load_model, reading.batch_size)
         self.write = Write(store.place, store.schema)
         # The committer counts on having been made at the version whose paths are known.
-        self.committer = Committer(store)
+        told = {*reading.describer.types, *(["camera"] if reading.describer.camera else [])}
+        self.committer = Committer(store, {"camera", *store.user_types} - told)
         self.known = KnownRows(store)
         self.changes = Changes(0)
 
