@@ -23,7 +23,7 @@ from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.inputs import read_input
 from tiprctl.gallery.filling.listing import ImageFile, Images, list_images
-from tiprctl.gallery.filling.metadata import Describer
+from tiprctl.gallery.filling.metadata import Describer, MetadataTable
 from tiprctl.gallery.filling.origins import Origin, Remembered, bring, recall, recall_for
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.filling.watching import watch
@@ -398,6 +398,21 @@ def test_the_paths_of_a_list_may_be_packed(crops, tmp_path, packed):
         pa.table({"path": paths.dictionary_encode() if packed == "dictionary" else paths}), tmp_path / "list.parquet"
     )
     assert len(read_input(tmp_path / "list.parquet").listing.images) == 2
+
+
+def test_a_changed_image_keeps_the_columns_that_a_run_says_nothing_of(crops, store):
+    it_s = crops / "a" / "it's.png"
+    paint(it_s)
+    keys = [path.as_posix() for path in sorted(crops.glob("*/*.png"))]
+    table = MetadataTable(keys, pa.table({"pid": range(len(keys))}), crops.as_posix())
+    add(store, list_images(crops), MeanColour(), Reading(Describer(BY_FOLDER.describer.camera, table=table)))
+    before = rows(store, "pid", "camera")
+    paint(it_s, "blue")
+    os.utime(crops / "a" / "0.png", (5, 5))
+    paint(crops / "a" / "new.png", "green")
+    changes = sync(store, list_images(crops), MeanColour())
+    assert (changes.added, changes.updated, changes.reused) == (1, 2, 1)
+    assert rows(store, "pid", "camera") == {**before, "a/new.png": (None, None)}
 
 
 def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,10 +38,12 @@ class Committer:
 
     Args:
         store: at the version with whose paths the images were compared before they were embedded.
+        untold: columns that the written rows say nothing of: a row that is replaced keeps its own.
     """
 
-    def __init__(self, store: GalleryStore):
+    def __init__(self, store: GalleryStore, untold: Collection[str] = ()):
         self.store = store
+        self._untold = untold
         self._own = _fragment_ids(store)
         self._others: dict[int, DigestSet] = {}
 
@@ -80,7 +82,7 @@ class Committer:
         for fragment in _fragments(written):
             with faults(self.store.uri, _REMEDY):
                 rows = self._read(fragment)
-            put = self.store.put(rows)
+            put = self.store.put(rows.drop_columns(list(self._untold)))
             done = Written(done.inserted + put.inserted, done.updated + put.updated)
             delete_files(self._folder, [file["path"] for file in fragment["files"]])
         return done

@@ -95,4 +95,8 @@ class RowWriter:
     def _table(self, images: Sequence[ReadImage], vectors: np.ndarray) -> pa.Table:
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        return pa.table({**self._describer.columns(images, self._root), VECTOR: column})
+        told = self._describer.columns(images, self._root)
+        if self._describer.camera is None:
+            # Another run may have told it: a row that there is keeps what it has.
+            del told["camera"]
+        return pa.table({**told, VECTOR: column})

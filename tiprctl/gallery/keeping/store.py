@@ -187,7 +187,9 @@ class GalleryStore:
             return scanner.to_table()
 
     def put(self, rows: pa.Table) -> Written:
-        """Add rows, each in place of the one of the same path, where there is one; columns they lack are null.
+        """Add rows, each in place of the one of the same path, where there is one.
+
+        The camera and the user's columns, where `rows` lack them, stay as they were; new rows have null there.
 
         Raises:
             InputError: a path is there twice. EngineError: the gallery cannot be written. Nothing of `rows` was.
@@ -197,8 +199,21 @@ class GalleryStore:
         _refuse_doubles(rows[KEY], self.uri)
         with faults(self.uri, WRITABLE):
             merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
-            done = merge.retry_timeout(_PATIENCE).execute(fill_columns(rows, self.schema))
+            done = merge.retry_timeout(_PATIENCE).execute(fill_columns(self._completed(rows), self.schema))
             return Written(done["num_inserted_rows"], done["num_updated_rows"])
+
+    def _completed(self, rows: pa.Table) -> pa.Table:
+        """The rows with the columns that they lack and those of the same paths have."""
+        lacking = [name for name in ("camera", *self.user_types) if name not in rows.column_names]
+        if not lacking:
+            return rows
+        quoted = ("'" + path.replace("'", "''") + "'" for path in rows[KEY].to_pylist())
+        columns = [KEY, *lacking]
+        known = self.dataset.to_table(columns=columns, filter=f"{KEY} IN ({', '.join(quoted)})")
+        places = pc.index_in(rows[KEY], known[KEY])
+        for name in lacking:
+            rows = rows.append_column(name, known[name].take(places))
+        return rows
 
     def revise(self, rows: pa.Table) -> int:
         """Give other values to the columns of rows that there are, by their paths; how many there were."""
@@ -269,6 +284,12 @@ class GalleryStore:
         """Remember these; others stay."""
         with faults(self.uri, WRITABLE):
             self.dataset.update_config({SETTING + name: value for name, value in values.items()})
+
+    def drop_settings(self, names: Sequence[str]) -> None:
+        """Forget these."""
+        if names:
+            with faults(self.uri, WRITABLE):
+                self.dataset.delete_config_keys([SETTING + name for name in names])
 
 
 def exists(uri: str | Path) -> bool:
