@@ -56,11 +56,11 @@ def add_with_ray(
     address: str | None = None,
     layout: Layout | None = None,
 ) -> Changes:
-    """Embed the images on a Ray cluster that are new, or changed since they were embedded; no row is taken out but theirs.
+    """Embed on a Ray cluster the images that are new or changed since they were embedded; only their rows are taken out.
 
     Rows are committed as they come: a job that ends early loses what was written since its last commit, and goes on
     from there when it is given again. A worker that dies is replaced, and its images are embedded again. No path is
-    there twice, whoever else adds at the same time. Unlike `adding.add` it embeds a file again whose time alone changed.
+    there twice, whoever else adds at the same time. Unlike `adding.add` it embeds a file anew whose time alone changed.
 
     Args:
         root: a folder that all machines see under this name, or a URI.

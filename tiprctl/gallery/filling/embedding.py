@@ -134,7 +134,7 @@ def content_hash(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What an image's content tells: its hash, when it was taken, and its pixels uint8 `(H, W, 3)` where they are needed."""
+    """What an image's content tells: its hash, when it was taken, and, where needed, its pixels, uint8 `(H, W, 3)`."""
 
     hash: str
     taken: datetime | None
