@@ -22,7 +22,7 @@ from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.inputs import read_input
-from tiprctl.gallery.filling.listing import ImageFile, Images, list_images
+from tiprctl.gallery.filling.listing import ImageFile, Images, Listing, list_images
 from tiprctl.gallery.filling.metadata import Describer, MetadataTable
 from tiprctl.gallery.filling.origins import Origin, Remembered, bring, recall, recall_for
 from tiprctl.gallery.filling.patterns import PathPattern
@@ -413,6 +413,27 @@ def test_a_changed_image_keeps_the_columns_that_a_run_says_nothing_of(crops, sto
     changes = sync(store, list_images(crops), MeanColour())
     assert (changes.added, changes.updated, changes.reused) == (1, 2, 1)
     assert rows(store, "pid", "camera") == {**before, "a/new.png": (None, None)}
+
+
+def test_a_watch_goes_on_where_its_first_image_matches_no_pattern(crops, store):
+    paint(crops / "odd.png")
+    listing = list_images(crops)
+    odd = [image for image in listing.images if image.path == "odd.png"]
+    settled = Listing(listing.root, Images.of(odd), [], whole=False)
+    reading = Reading(Describer(PathPattern.parse("cam_{camera}/*", "camera")))
+    changes = add(store, settled, MeanColour(), reading)
+    assert (changes.added, [one.count for one in changes.unmatched]) == (1, [1])
+
+
+def test_an_image_that_cannot_be_read_keeps_its_time_when_it_is_described_anew(crops, store, monkeypatch):
+    add(store, list_images(crops), MeanColour())
+    keys = [path.as_posix() for path in crops.glob("*/*.png")]
+    store.revise(pa.table({"path": keys, "time": pa.array([0] * len(keys), pa.timestamp("us"))}))
+    before = rows(store, "time")
+    fail_to_read(monkeypatch, "0.png")
+    assert describe_again(store, list_images(crops), Reading(Describer(time="exif"))) == 10
+    after = rows(store, "time")
+    assert [name for name in before if before[name] == after[name]] == ["a/0.png"]
 
 
 def test_a_list_gives_its_columns_to_rows_that_are_there(crops, store, tmp_path):

@@ -201,7 +201,9 @@ class _Run:
 
     def run(self) -> Changes:
         wanted = self.inventory.keys(self.comparison.wanted)
-        self.changes.unmatched = check_patterns(self.reading.describer, wanted, new=not self.comparison.rows)
+        # The first images that a watch takes, or those of a list, may well be odd ones.
+        new = self.inventory.listing.whole and not self.comparison.rows
+        self.changes.unmatched = check_patterns(self.reading.describer, wanted, new=new)
         try:
             with self.reading.progress(self.total) as advance:
                 self._embed(self.work, advance, self.comparison.reusable)

@@ -137,9 +137,14 @@ class Describer:
         return {**own, **(self.table.rows(keys) if self.table else {})}
 
     def facts(self, images: Sequence[ImageFile], folder: Path, root: str) -> pa.Table:
-        """The columns of images in a folder that may be told anew though their content is the same."""
-        taken = [self._taken(folder / image.path) for image in images] if self.read_time else [None] * len(images)
-        columns = self.columns([ReadImage(*pair) for pair in zip(images, [""] * len(images), taken)], root)
+        """The columns of images in a folder that may be told anew though their content is the same.
+
+        Where times are read from the images, one that cannot be read is left out: its row stays as it is.
+        """
+        read = [ReadImage(image, "") for image in images]
+        if self.read_time:
+            read = [one for image in images if (one := self._timed(image, folder)) is not None]
+        columns = self.columns(read, root)
         return pa.table({name: column for name, column in columns.items() if name not in ("hash", "size", "mtime_ns")})
 
     def unmatched(self, keys: Iterable[str]) -> list[Unmatched]:
@@ -155,11 +160,10 @@ class Describer:
         told = zip(patterns, first, missed)
         return [Unmatched(pattern, path, count, total) for pattern, path, count in told if count]
 
-    def _taken(self, path: Path) -> datetime | None:
+    def _timed(self, image: ImageFile, folder: Path) -> ReadImage | None:
         try:
-            return self.read_time(read_content(path))
+            return ReadImage(image, "", self.read_time(read_content(folder / image.path)))
         except ImageError:
-            # It has a row, which stays until the image is brought up to date.
             return None
 
     def _time(self, key: str, image: ReadImage) -> datetime | None:
