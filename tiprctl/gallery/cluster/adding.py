@@ -56,7 +56,7 @@ def add_with_ray(
     address: str | None = None,
     layout: Layout | None = None,
 ) -> Changes:
-    """Embed on a Ray cluster the images that are new or changed since they were embedded; only their rows are taken out.
+    """Embed on a Ray cluster the images that are new or changed since they were; only their rows are taken out.
 
     Rows are committed as they come: a job that ends early loses what was written since its last commit, and goes on
     from there when it is given again. A worker that dies is replaced, and its images are embedded again. No path is
