@@ -66,8 +66,12 @@ def test_a_list_without_columns_takes_the_table_that_is_named_for_it():
 
 def test_a_folder_that_is_told_of_for_the_first_time_describes_the_rows_it_has():
     run("add", "crops/cam_a", "--camera-from", "{camera}/*")
-    assert "described anew" in run("add", "crops", "--camera-from", "cam_{camera}/*").stdout
+    done = run("add", "crops", "--camera-from", "cam_{camera}/*")
+    assert "described anew" in done.stdout and "crops/cam_a is forgotten" in done.stderr
     assert told("camera") == {"1.png": "a", "2.png": "b"}
+    paint(Path("crops/cam_a/3.png"))
+    run("add", "crops/cam_a")
+    assert told("camera") == {"1.png": "a", "2.png": "b", "3.png": "a"}
     assert "described anew" not in run("add", "crops").stdout
 
 

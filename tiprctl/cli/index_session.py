@@ -123,6 +123,7 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
     """
     from tiprctl.gallery.filling.inputs import name_of, read_input, root_of
+    from tiprctl.gallery.filling.origins import superseded
 
     known, source = find_store(options), Path(options.source)
     origin = describe_origin(options, known, name_of(source), root_of(source))
@@ -135,6 +136,8 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)
     model = load_model(options, known)
     store = open_store(options, known, model, describer)
+    for name in superseded(store, origin):
+        render.warning(f"What was said of {name} is forgotten: its images are described as those of {origin.name}.")
     render.note(f"Images: {len(images.listing.images):,} in {options.source}; gallery: {len(store):,} rows")
     return Session(store, model, origin, describer, images)
 

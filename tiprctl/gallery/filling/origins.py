@@ -151,6 +151,13 @@ def recall_for(name: str, settings: Mapping[str, str]) -> Remembered | None:
     return None
 
 
+def superseded(store: GalleryStore, origin: Origin) -> list[str]:
+    """The folders and lists below an origin that are forgotten when its rows are described anew, theirs among them."""
+    if not begin(store, origin, "").outdated:
+        return []
+    return [name for name in recall(store.settings()) if origin.name in parents(name)]
+
+
 def remember(store: GalleryStore, what: Remembered) -> None:
     """Keep it in the gallery, unless it is kept already."""
     name, value = _SETTING + what.origin.name, json.dumps(asdict(what), sort_keys=True)
@@ -221,7 +228,9 @@ def end(
             remember(store, replace(begun, unfinished=None))
             return False
         remember(store, begun)
+        forgotten = superseded(store, origin)
         changes.described = describe_again(store, listing, reading, columns)
+        settled(store, lambda: store.drop_settings([_SETTING + name for name in forgotten]))
     remember(store, Remembered(origin))
     return True
 
