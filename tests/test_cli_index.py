@@ -314,3 +314,15 @@ def test_a_table_that_grows_with_a_watched_folder_is_read_again(home, loaded):
         assert sorted(filter(None, (row["shift"] for row in rows("shift")))) == shifts
         paint(Path("crops/new.png"))
         Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,early\nnew.png,late\n")
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda table: table.write_text('path,shift\n"half')])
+def test_a_table_that_cannot_be_read_for_a_moment_ends_no_watch(home, loaded, capsys, spoil):
+    table = Path("shifts.csv")
+    table.write_text("path,shift\ncam_a/20261101_0830.png,early\n")
+    session = open_session(IndexOptions("crops", "g.lance", None, None, None, table, None, None))
+    spoil(table)
+    changes = session.bring(reading_of(8, None), listing=list_images("crops"))
+    assert changes.added == len(rows("shift")) > 0
+    assert [row["shift"] for row in rows("shift") if row["shift"]] == ["early"]
+    assert "taken as it was before" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiprctl.cli import render
+from tiprctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from tiprctl.gallery.filling.adding import Changes, Reading
@@ -84,10 +85,16 @@ class Session:
             raise
 
     def _read_table_again(self) -> None:
-        """Take the table of metadata as it is now, since it may grow with the folder that is watched."""
-        origin = self.origin.as_read()
-        if origin != self.origin:
-            self.origin, self.describer = origin, origin.describer(types=self.store.user_types)
+        """Take the table of metadata as it is now, since it may grow with the folder that is watched.
+
+        Where it cannot be read, as while it is being written, it is told of and the former one is kept.
+        """
+        try:
+            origin = self.origin.as_read()
+            if origin != self.origin:
+                self.origin, self.describer = origin, origin.describer(types=self.store.user_types)
+        except (InputError, UsageError) as error:
+            render.warning(f"The table of metadata is taken as it was before. {error.what}: {error.where}")
 
     def finish(self, changes: Changes, *, json: bool) -> None:
         """Tell what was done, and then, since a full disk may end that, rebuild the index where it is time to."""

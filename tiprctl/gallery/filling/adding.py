@@ -56,8 +56,8 @@ class Changes:
         elsewhere: images that another process added meanwhile.
         removed: rows taken out.
         described: rows whose columns were told anew.
-        unreadable: what was skipped, from the listing on. What is damaged has no row; what is gone or out of reach keeps
-            the one it had.
+        unreadable: what was skipped, from the listing on. What is damaged has no row; what is gone or out of reach
+            keeps the one it had.
         unmatched: patterns that tell nothing of some images.
     """
 

@@ -172,7 +172,7 @@ class Describer:
 
 
 def _local_time(mtime_ns: int) -> datetime | None:
-    """A file's time on the wall clock here; None where the clock that gave it was so wrong that there is no such day."""
+    """A file's time on the wall clock here; None where the clock that gave it was so wrong that no such day exists."""
     try:
         return datetime.fromtimestamp(mtime_ns / 1e9)
     except (OverflowError, ValueError, OSError):
