@@ -23,7 +23,7 @@ from _report import Report, parser, publish, survey
 
 from tiprctl.gallery.cluster.commits import Committer
 from tiprctl.gallery.cluster.rows import STAMP_BYTES
-from tiprctl.gallery.cluster.stages import REASON, Write
+from tiprctl.gallery.cluster.stages import DAMAGED, REASON, Write
 from tiprctl.gallery.filling.digests import BYTES
 from tiprctl.gallery.keeping.schema import OWN_COLUMNS, ModelIdentity
 from tiprctl.gallery.keeping.store import GalleryStore
@@ -208,7 +208,7 @@ def _write(store: GalleryStore, vectors: np.ndarray, first: int) -> dict[str, An
     }
     columns = {name: pa.array(values[name]).cast(kind) for name, kind in OWN_COLUMNS.items()}
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
-    batch = pa.table(columns | {REASON: pa.nulls(count, pa.string())})
+    batch = pa.table(columns | {REASON: pa.nulls(count, pa.string()), DAMAGED: pa.nulls(count, pa.bool_())})
     (row,) = Write(store.uri, store.schema)(batch).to_pylist()
     return row
 
