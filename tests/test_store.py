@@ -68,6 +68,14 @@ def test_two_writers_at_one_version_double_no_row(tmp_path):
     assert paths(one) == ["/a", "/b", "/c"]
 
 
+def test_what_another_process_told_since_stays_where_rows_lack_it(tmp_path):
+    one = GalleryStore.create(tmp_path / "g.lance", MODEL)
+    other = GalleryStore.open(tmp_path / "g.lance")
+    one.put(rows("/it's", camera=["gate"]))
+    other.put(rows("/it's"))
+    assert other.count("camera = 'gate'") == len(other) == 1
+
+
 def test_a_gallery_is_created_once(tmp_path):
     GalleryStore.create(tmp_path / "g.lance", MODEL).put(rows("/a"))
     assert len(GalleryStore.create(tmp_path / "g.lance", MODEL)) == 1

@@ -207,6 +207,8 @@ class GalleryStore:
         lacking = [name for name in ("camera", *self.user_types) if name not in rows.column_names]
         if not lacking:
             return rows
+        # What another process told of these paths since this store was opened is to stay too.
+        self.dataset.checkout_latest()
         quoted = ("'" + path.replace("'", "''") + "'" for path in rows[KEY].to_pylist())
         columns = [KEY, *lacking]
         known = self.dataset.to_table(columns=columns, filter=f"{KEY} IN ({', '.join(quoted)})")
