@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: a miniature CUHK-PEDES on disk, and the same one prepared."""
+"""Fixtures that many tests share: a miniature CUHK-PEDES on disk, the same one prepared, galleries, an export."""
 
 from __future__ import annotations
 
@@ -92,3 +92,19 @@ def _save_person(path: Path, colour: str, *, seed: int) -> None:
     pixels = np.full((48, 24, 3), 170.0) + noise
     pixels[10:44, 7:17] = np.array(COLOURS[colour]) + noise[10:44, 7:17]
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """As `galleries.archive`, which is imported where it is wanted."""
+    import galleries
+
+    return galleries.archive(tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """As `galleries.many`."""
+    import galleries
+
+    return galleries.many(tmp_path_factory.mktemp("many"))

@@ -47,16 +47,6 @@ KILLED_OPTIMISES = {
 }
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory) -> Workplace:
-    return galleries.archive(tmp_path_factory.mktemp("archive"))
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory) -> Workplace:
-    return galleries.many(tmp_path_factory.mktemp("many"))
-
-
 @pytest.fixture
 def place(archive, tmp_path) -> Workplace:
     """A folder of its own beside the same crops, without a gallery."""
