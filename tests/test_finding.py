@@ -127,7 +127,7 @@ def test_exclusion_reads_paths_and_patterns():
 
 def test_an_index_finds_what_a_full_sort_does(large, through_index):
     for seed in (0, 3):
-        queries = unit(60, seed)
+        queries = unit(200, seed)
         found = find(large, queries, 10)
         assert not any(one.exact for one in found)
         assert recall(large, queries, found) >= 0.98

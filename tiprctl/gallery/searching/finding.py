@@ -17,7 +17,7 @@ from tiprctl.gallery.keeping.schema import KEY, VECTOR
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import exact
 from tiprctl.gallery.searching.exact import vectors_of
-from tiprctl.gallery.searching.vector_index import CALIBRATED_TOP, Tuning, indexed_rows, nearest, read_tuning, warm
+from tiprctl.gallery.searching.vector_index import CALIBRATED_TOP, Tuning, nearest, read_tuning, warm
 
 EXACT_ROWS = 50_000
 """Up to how many rows all are compared: as far as a process' first search takes no longer than through the index.
@@ -70,8 +70,8 @@ def find(
     """The `top` rows most similar to each of `queries` `(Q, D)`, float32 of unit length; fewer where there are not.
 
     Small galleries, and the few rows that a filter leaves, are compared one by one; larger ones are searched through
-    their vector index as thoroughly as it was calibrated to need, more so for a filter. An index that cannot be read
-    is done without.
+    their vector index as thoroughly as it was calibrated to need, more so for a filter. An index that was not yet
+    calibrated, that finds too little or that cannot be read is done without.
 
     Args:
         where: an expression over the columns; see `expression.compiled`.
@@ -105,8 +105,8 @@ def warm_up(store: GalleryStore) -> None:
 
 
 def _is_trusted(tuning: Tuning | None) -> bool:
-    """Whether the index may answer: it was not measured, or found enough."""
-    return tuning is None or tuning.suffices
+    """Whether the index may answer: it was measured, and found enough."""
+    return tuning is not None and tuning.suffices
 
 
 class Exclusion:
@@ -152,21 +152,16 @@ class _Search:
         matching = self.store.count(self.where)
         total = len(self.store) if self.where is not None else matching
         few = total <= EXACT_ROWS or (matching < total and matching <= _SELECTED_ROWS)
-        if few or indexed_rows(self.store) is None:
-            return [None] * len(self.queries)
-        tuning, selectivity = read_tuning(self.store), matching / total
+        tuning = None if few else read_tuning(self.store)
         if not _is_trusted(tuning):
             return [None] * len(self.queries)
-        return [self._nearest(query, tuning, selectivity, _DEEPEST * matching) for query in self.queries]
+        return [self._nearest(query, tuning, matching / total, _DEEPEST * matching) for query in self.queries]
 
-    def _nearest(
-        self, query: np.ndarray, tuning: Tuning | None, selectivity: float, deepest: float
-    ) -> np.ndarray | None:
+    def _nearest(self, query: np.ndarray, tuning: Tuning, selectivity: float, deepest: float) -> np.ndarray | None:
         """More rows than wanted are asked for, in case that some are excluded, and as many as it was calibrated for."""
         wanted = max(self.top + len(self.excluded), CALIBRATED_TOP)
         while wanted <= deepest:
-            deepened = tuning and tuning.deepened(wanted, selectivity)
-            rows = nearest(self.store, query, wanted, deepened, self.where)
+            rows = nearest(self.store, query, wanted, tuning.deepened(wanted, selectivity), self.where)
             kept = [place for place, path in enumerate(rows[KEY].to_pylist()) if not self.excluded(path)]
             if len(kept) >= self.top:
                 return rows["_rowid"].to_numpy()[kept[: self.top]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _optimise_vectors(
     store: GalleryStore, probes: np.ndarray | None, notes: Callable[[str], None]
 ) -> tuple[str, Tuning]:
     tuning = read_tuning(store)
-    if tuning is not None and indexed_rows(store) is not None and len(store) <= _GROWTH * tuning.trained_rows:
+    if tuning is not None and len(store) <= _GROWTH * tuning.trained_rows:
         notes("Extending the vector index")
         try:
             settled(store, lambda: extend(store))
@@ -150,7 +150,7 @@ def _optimise_vectors(
 def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes: Callable[[str], None]) -> Tuning:
     notes("Measuring its recall")
     store.refresh()
-    tuned = calibrate(store, tuning, probes)
+    tuned = replace(calibrate(store, tuning, probes), index=None)
     settled(store, lambda: write_tuning(store, tuned))
     if not tuned.suffices:
         notes(f"Recall@10 {tuned.recall:.3f} is less than {LEAST_RECALL}: it is searched exactly")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isqrt, log10
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,7 @@ class Tuning:
         share: of the partitions that is probed at least, above 0 to 1.
         refine: how many times the wanted number of rows is compared exactly.
         recall: recall@10 that was measured with these.
+        index: the identifier of the index that it is for, while another is built; None: of that which there is.
     """
 
     trained_rows: int
@@ -48,6 +50,7 @@ class Tuning:
     share: float = 1.0
     refine: int = 4
     recall: float | None = None
+    index: str | None = None
 
     @property
     def suffices(self) -> bool:
@@ -65,29 +68,30 @@ class Tuning:
 
 def indexed_rows(store: GalleryStore) -> int | None:
     """How many rows the vector index covers; None where there is none."""
-    with faults(store.uri, _REPAIR):
-        covered = {index.name: index.num_rows_indexed for index in store.dataset.describe_indices()}
-    return covered.get(_NAME)
+    described = _described(store)
+    return described and described.num_rows_indexed
 
 
 def read_tuning(store: GalleryStore) -> Tuning | None:
-    """As the gallery remembers it; None where it was not calibrated, or by a program that went about it otherwise."""
+    """As the gallery remembers it; None where the index that there is was not calibrated, or by another version."""
     try:
-        return Tuning(**json.loads(store.settings()[_SETTING]))
+        tuning = Tuning(**json.loads(store.settings()[_SETTING]))
     except (KeyError, ValueError, TypeError):
         return None
+    described = _described(store)
+    return tuning if described and tuning.index in (None, _identifier(described)) else None
 
 
-def write_tuning(store: GalleryStore, tuning: Tuning | None) -> None:
-    """Have the gallery remember it; None has all partitions probed."""
-    store.set_settings({_SETTING: json.dumps(asdict(tuning)) if tuning else ""})
+def write_tuning(store: GalleryStore, tuning: Tuning) -> None:
+    """Have the gallery remember it."""
+    store.set_settings({_SETTING: json.dumps(asdict(tuning))})
 
 
 def build(store: GalleryStore) -> Tuning:
-    """Lay out the partitions of all rows, in place of those that there are; not yet calibrated."""
-    rows = len(store)
-    tuning = Tuning(trained_rows=rows, partitions=max(1, isqrt(rows)))
-    write_tuning(store, None)
+    """Lay out the partitions of all rows, in place of those that there are, which serve until it is done."""
+    tuning = Tuning(trained_rows=len(store), partitions=max(1, isqrt(len(store))))
+    if (present := read_tuning(store)) is not None:
+        write_tuning(store, replace(present, index=_identifier(_described(store))))
     with faults(store.uri, WRITABLE):
         store.dataset.create_index(
             VECTOR,
@@ -122,21 +126,33 @@ def warm(store: GalleryStore) -> None:
     Thread(target=read).start()
 
 
-def nearest(
-    store: GalleryStore, query: np.ndarray, count: int, tuning: Tuning | None, where: str | None = None
-) -> pa.Table:
+def nearest(store: GalleryStore, query: np.ndarray, count: int, tuning: Tuning, where: str | None = None) -> pa.Table:
     """The `path` and `_rowid` of about the `count` best rows for a query `(D,)`, best first.
 
     Lance compares the rows that are not in the index one by one. It applies the filter `where` before it ranks.
     """
-    probes = {"refine_factor": 4, "search_effort": 1.0}
-    if tuning is not None:
-        probes = {"refine_factor": tuning.refine, "minimum_nprobes": ceil(tuning.share * tuning.partitions)}
     with faults(store.uri, _REPAIR):
         return store.dataset.scanner(
             columns=[KEY, "_distance"],
-            nearest={"column": VECTOR, "q": query, "k": count, **probes},
+            nearest={
+                "column": VECTOR,
+                "q": query,
+                "k": count,
+                "refine_factor": tuning.refine,
+                "minimum_nprobes": ceil(tuning.share * tuning.partitions),
+            },
             filter=where,
             prefilter=True,
             with_row_id=True,
         ).to_table()
+
+
+def _identifier(described: Any) -> str:
+    """Another after every change of the index: it was built or extended, or its rows were moved to other files."""
+    return " ".join(sorted(segment.uuid for segment in described.segments))
+
+
+def _described(store: GalleryStore) -> Any:
+    """As Lance tells of it; None where there is none."""
+    with faults(store.uri, _REPAIR):
+        return next((index for index in store.dataset.describe_indices() if index.name == _NAME), None)
