@@ -22,10 +22,11 @@ from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.inputs import read_input
-from tiprctl.gallery.filling.listing import ImageFile, Images, Listing, list_images
+from tiprctl.gallery.filling.listing import ImageFile, Images, Listing
 from tiprctl.gallery.filling.metadata import Describer, MetadataTable
 from tiprctl.gallery.filling.origins import Origin, Remembered, bring, recall, recall_for
 from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.filling.watching import watch
 from tiprctl.gallery.filling.work import Work
 from tiprctl.gallery.keeping.schema import ModelIdentity
@@ -302,7 +303,8 @@ def test_a_killed_add_goes_on_where_it_was(crops, tmp_path):
         from colours import MeanColour
         from tiprctl.gallery.filling import writing
         from tiprctl.gallery.filling.adding import Reading, add
-        from tiprctl.gallery.filling.listing import ImageFile, Images, list_images
+        from tiprctl.gallery.filling.listing import ImageFile, Images
+        from tiprctl.gallery.filling.walking import list_images
         from tiprctl.gallery.keeping.schema import ModelIdentity
         from tiprctl.gallery.keeping.store import GalleryStore
         class Killed(MeanColour):

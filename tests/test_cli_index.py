@@ -19,7 +19,7 @@ from tiprctl.cli.app import app
 from tiprctl.cli.index_session import IndexOptions, open_session, reading_of
 from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import Changes
-from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.keeping.engine import ObstacleError
 from tiprctl.gallery.keeping.store import GalleryStore
 

@@ -37,7 +37,7 @@ from tiprctl.exported import ExportedModel
 from tiprctl.gallery.cluster import sources as cluster_sources
 from tiprctl.gallery.filling.adding import sync
 from tiprctl.gallery.filling.embedding import content_hash
-from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.keeping.schema import ModelIdentity
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.images import load_pixels

@@ -33,9 +33,10 @@ from tiprctl.gallery.cluster.session import connected
 from tiprctl.gallery.cluster.sources import list_objects, read_image
 from tiprctl.gallery.cluster.stages import DAMAGED, PIXELS, REASON, Decode, Embed, Write
 from tiprctl.gallery.filling.adding import Reading, add
-from tiprctl.gallery.filling.listing import ImageFile, Listing, list_images
+from tiprctl.gallery.filling.listing import ImageFile, Listing
 from tiprctl.gallery.filling.metadata import Describer
 from tiprctl.gallery.filling.patterns import PathPattern
+from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.keeping import upkeep
 from tiprctl.gallery.keeping.schema import OWN_COLUMNS, ModelIdentity
 from tiprctl.gallery.keeping.store import GalleryStore, Written

@@ -14,7 +14,7 @@ from tiprctl.errors import TiprError
 from tiprctl.gallery.filling import embedding
 from tiprctl.gallery.filling.digests import DigestSet
 from tiprctl.gallery.filling.embedding import content_hash, embed_images
-from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.filling.walking import list_images
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tiprctl.gallery.cache import cache_folder
 from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import EmbeddingInterrupted
 from tiprctl.gallery.filling.embedding import have_unit_length
-from tiprctl.gallery.filling.listing import list_images
+from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.folder import kept, open_folder
 from tiprctl.gallery.searching import finding
 
@@ -296,7 +296,7 @@ def test_a_cache_that_may_not_be_read_now_stays_and_the_answer_is_given(crops, r
     files = sorted(part.rglob("*"))
     code = (
         "import sys; from colours import MeanColour\n"
-        "from tiprctl.gallery.folder import open_folder; from tiprctl.gallery.filling.listing import list_images\n"
+        "from tiprctl.gallery.folder import open_folder; from tiprctl.gallery.filling.walking import list_images\n"
         "gallery = open_folder(list_images(sys.argv[1]), MeanColour(), cache=sys.argv[2])\n"
         "print(gallery.changes.embedded, len(gallery.store), gallery.in_memory, *gallery.notes)"
     )

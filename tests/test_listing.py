@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tiprctl.errors import InputError
-from tiprctl.gallery.filling.listing import ImageFile, Images, Unreadable, list_images
+from tiprctl.gallery.filling.listing import ImageFile, Images, Unreadable
+from tiprctl.gallery.filling.walking import _Walk, list_images
 
 OUTSIDE = "a link that leads out of the folder, not followed"
 
@@ -33,6 +34,14 @@ def test_walk_takes_every_image_kind_in_path_order_and_skips_what_is_hidden(tmp_
     assert listing.unreadable == []
     first = (tmp_path / "a.jpeg").stat()
     assert listing.images[0] == ImageFile("a.jpeg", first.st_size, first.st_mtime_ns)
+
+
+def test_walk_comes_in_path_order(tmp_path):
+    deep = "/".join("d" * 200)
+    for name in ("b/z.png", "b-/x.png", "b.png", "b/a/y.png", f"{deep}/a.png"):
+        paint(tmp_path / name)
+    (tmp_path / "c.png").symlink_to(tmp_path / "b" / "z.png")
+    assert list(_Walk(tmp_path, False, [])) == sorted(["b-/x.png", "b.png", "b/a/y.png", "b/z.png", f"{deep}/a.png"])
 
 
 def test_walk_takes_a_hidden_folder_that_is_named_outright(tmp_path):
@@ -129,14 +138,17 @@ def test_an_empty_folder_may_be_allowed(tmp_path):
     assert len(list_images(tmp_path, allow_empty=True).images) == 0
 
 
-def test_images_are_a_sequence_that_takes_few_bytes():
-    many = [ImageFile(f"cam_{number % 7}/{number:08d}.jpg", number, -number) for number in range(20_000)]
+@pytest.mark.parametrize("order", [list, sorted])
+def test_images_are_a_sequence_that_takes_few_bytes(order):
+    many = order(ImageFile(f"cam_{number % 7}/{number:08d}.jpg", number, -number) for number in range(20_000))
     images = Images.of(iter(many))
     assert list(images) == sorted(many)
     assert images[3] == sorted(many)[3]
     assert images[-1] == sorted(many)[-1]
     assert list(images[5:9]) == sorted(many)[5:9]
-    assert list(images.take(np.array([7, 2]))) == [sorted(many)[7], sorted(many)[2]]
+    assert list(images.take(np.array([17_000, 2]))) == [sorted(many)[17_000], sorted(many)[2]]
+    assert list(images.take(np.array([], int))) == []
+    assert images.sizes.tolist() == [-time for time in images.times.tolist()] == [image.size for image in sorted(many)]
     assert list(images.paths) == [image.path for image in sorted(many)]
     assert images.table.nbytes / len(many) < 50
     with pytest.raises(IndexError):

@@ -246,6 +246,25 @@ def test_a_change_is_begun_anew_where_others_were_quicker(store):
         upkeep.settled(store, lambda: (_ for _ in ()).throw(EngineError("The disk is full")))
 
 
+def test_a_change_that_others_leave_no_time_is_given_up_and_left_to_another_time(store, monkeypatch, capsys):
+    monkeypatch.setattr(upkeep, "_PATIENCE", 0.0)
+    monkeypatch.setattr(upkeep, "_LONGEST_PAUSE", 0.0)
+    tries = []
+
+    def preempted(*_: object) -> None:
+        tries.append(store.dataset.version)
+        raise ConflictError("Retryable commit conflict for version 7")
+
+    with pytest.raises(ConflictError):
+        upkeep.settled(store, preempted)
+    assert len(tries) == 5
+    store.put(table(names(200, ROWS), unit(200, seed=1)))
+    monkeypatch.setattr(upkeep, "compact", preempted)
+    assert index_session.keep_indexed(store) is False
+    assert "other processes are writing it" in " ".join(capsys.readouterr().err.split())
+    assert len(tries) == 10 and needed(store) is not None
+
+
 def test_an_index_in_the_way_is_dropped_but_not_for_a_full_disk(store, monkeypatch):
     compact = upkeep.compact
 

@@ -149,7 +149,7 @@ def watch(
     A file is added once two looks find it with the same size and time, so that
     half-written ones wait. Deleted files keep their rows: sync drops them.
     """
-    from tiprctl.gallery.filling.listing import list_images
+    from tiprctl.gallery.filling.walking import list_images
     from tiprctl.gallery.filling.watching import watch as look_again
 
     options = IndexOptions(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)

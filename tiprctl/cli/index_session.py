@@ -231,17 +231,22 @@ def spell(changes: Changes) -> str:
 
 
 def keep_indexed(store: GalleryStore, model: VectorModel | None = None) -> bool:
-    """Put the gallery in order where it is time to, and tell why; whether its index was rebuilt."""
+    """Put the gallery in order where it is time to and others leave the time, and tell why; whether its index was
+    rebuilt."""
+    from tiprctl.gallery.keeping.engine import ConflictError
     from tiprctl.gallery.keeping.upkeep import untidy
     from tiprctl.gallery.searching.optimising import tidy, unindexed
 
-    if reason := unindexed(store):
-        render.note(f"Index: {reason}")
-        rebuild(store, model)
-        return True
-    if reason := untidy(store):
-        render.note(f"Upkeep: {reason}")
-        tidy(store, lambda step: render.note(f"{step} …"))
+    try:
+        if reason := unindexed(store):
+            render.note(f"Index: {reason}")
+            rebuild(store, model)
+            return True
+        if reason := untidy(store):
+            render.note(f"Upkeep: {reason}")
+            tidy(store, lambda step: render.note(f"{step} …"))
+    except ConflictError:
+        render.warning("The gallery is put in order another time: other processes are writing it.")
     return False
 
 

@@ -63,7 +63,7 @@ def open_gallery(
     Raises:
         InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
     """
-    from tiprctl.gallery.filling.listing import list_images
+    from tiprctl.gallery.filling.walking import list_images
     from tiprctl.gallery.keeping.engine import lance
     from tiprctl.gallery.keeping.places import is_remote
     from tiprctl.gallery.keeping.store import GalleryStore, exists

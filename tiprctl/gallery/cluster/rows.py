@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
 
 
 class KnownRows:
-    """The paths of a gallery's rows with the sizes and times of their files: 40 bytes a row.
+    """The paths of a gallery's rows with the sizes and times of their files: 36 bytes a row.
 
     Args:
         store: at the version that images are compared with; it is read once.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from tiprctl.errors import ImageError, InputError
 from tiprctl.gallery.filling.embedding import GONE
-from tiprctl.gallery.filling.listing import IMAGE_SUFFIXES, ImageFile
+from tiprctl.gallery.filling.listing import ImageFile
+from tiprctl.gallery.filling.walking import IMAGE_SUFFIXES
 from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.images import MAX_BYTES, read_content, too_heavy
 

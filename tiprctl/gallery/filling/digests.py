@@ -12,7 +12,7 @@ BYTES = 16
 
 
 class DigestSet:
-    """Strings to be asked for, 24 bytes each with their places: a million Python strings take a hundred megabytes.
+    """Strings to be asked for, 20 bytes each with their places: a million Python strings take a hundred megabytes.
 
     Args:
         members: the strings; read once.
@@ -20,7 +20,7 @@ class DigestSet:
 
     def __init__(self, members: Iterable[str] = ()):
         digests = np.fromiter(map(_digest, members), dtype=f"S{BYTES}")
-        self._order = np.argsort(digests, kind="stable")
+        self._order = np.argsort(digests, kind="stable").astype(np.int32)
         self._sorted = digests[self._order]
 
     def __len__(self) -> int:

@@ -45,8 +45,7 @@ def refuse_great_loss(listing: Listing, comparison: Comparison) -> None:
 def _contents(listing: Listing, comparison: Comparison) -> Iterator[str]:
     """The hashes of new and changed images that may be lost ones: they have the size of one."""
     images = listing.images.take(comparison.wanted)
-    sizes = images.table["size"].to_numpy()
-    for image in images.take(np.flatnonzero(np.isin(sizes, comparison.gone["size"].to_numpy()))):
+    for image in images.take(np.flatnonzero(np.isin(images.sizes, comparison.gone["size"].to_numpy()))):
         with suppress(ImageError):
             yield content_hash(read_content(listing.root / image.path))
 

@@ -10,16 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from tiprctl.errors import InputError
-from tiprctl.gallery.filling.listing import (
-    IMAGE_SUFFIXES,
-    ImageFile,
-    Images,
-    Listing,
-    Unreadable,
-    list_images,
-    unreadable_for,
-)
+from tiprctl.gallery.filling.listing import ImageFile, Images, Listing, Unreadable, unreadable_for
 from tiprctl.gallery.filling.metadata import MetadataTable, path_column, plain_type, read_csv
+from tiprctl.gallery.filling.walking import IMAGE_SUFFIXES, list_images
 from tiprctl.gallery.keeping.places import key_of, root_key
 
 TABLES = (".csv", ".parquet")

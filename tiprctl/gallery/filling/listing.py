@@ -1,9 +1,8 @@
-"""The images of a folder: a walk that no link leads astray, kept in a few bytes an image."""
+"""Images that were listed, in a few bytes each, and what could not be looked at."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +11,11 @@ from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from tiprctl.errors import InputError
 from tiprctl.gallery.filling.digests import DigestSet
 from tiprctl.gallery.keeping.places import key_of, root_key
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())])
 
 ROWS_AT_ONCE = 8192
@@ -61,12 +59,26 @@ class Images(Sequence[ImageFile]):
     @classmethod
     def of(cls, images: Iterator[ImageFile] | Sequence[ImageFile]) -> Images:
         """The images of a list or a stream, in path order."""
-        batches = [_record_batch(some) for some in _chunks(images)]
-        table = pa.Table.from_batches(batches, SCHEMA).sort_by("path").combine_chunks()
+        table = pa.Table.from_batches([_record_batch(some) for some in _chunks(images)], SCHEMA)
+        # A folder without links is listed in order; sorting would hold it twice.
+        if not _in_order(table["path"]):
+            table = table.sort_by("path")
+        for place, name in enumerate(("size", "mtime_ns"), start=1):
+            table = table.set_column(place, name, table[name].combine_chunks())
         return cls(table)
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """In bytes, `(n,)` int64."""
+        return self.table["size"].to_numpy()
+
+    @property
+    def times(self) -> np.ndarray:
+        """Of change, in nanoseconds, `(n,)` int64."""
+        return self.table["mtime_ns"].to_numpy()
 
     @overload
     def __getitem__(self, which: int) -> ImageFile: ...
@@ -92,7 +104,9 @@ class Images(Sequence[ImageFile]):
 
     def take(self, places: np.ndarray) -> Images:
         """The images at these places, in their order."""
-        return Images(self.table.take(pa.array(places, pa.int64())))
+        # Arrow copies all the chunks that it takes from.
+        first, last = (int(places.min()), int(places.max())) if len(places) else (0, -1)
+        return Images(self.table.slice(first, last - first + 1).take(pa.array(places - first, pa.int64())))
 
 
 @dataclass(frozen=True)
@@ -121,27 +135,6 @@ class Listing:
         return DigestSet(key_of(self.root_key, path) for path in self.images.paths)
 
 
-def list_images(root: str | Path, *, follow_links: bool = False, allow_empty: bool = False) -> Listing:
-    """The images in a folder and below it, in path order; hidden files and folders are skipped.
-
-    Each real folder and file counts once, under its own name where it has one below `root`: loops of links end, and no
-    picture is ranked twice. A link that leads out of `root` is listed as unreadable, unless links are to be followed.
-    So are a dangling link, an unreadable folder and a name that is not UTF-8.
-
-    Raises:
-        InputError: `root` is missing, not a folder, or holds no image, which may be allowed.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        what = "The gallery is a file, not a folder" if root.exists() else "There is no such folder"
-        raise InputError(what, where=root, remedy="Name a folder that holds person crops.")
-    unreadable: list[Unreadable] = []
-    images = Images.of(_images(root, follow_links, unreadable))
-    if not len(images) and not allow_empty:
-        raise _no_image(root, unreadable)
-    return Listing(root, images, unreadable)
-
-
 def unreadable_for(path: str, error: OSError | UnicodeEncodeError) -> Unreadable:
     """Why a file could not be looked at."""
     if isinstance(error, UnicodeEncodeError):
@@ -151,95 +144,8 @@ def unreadable_for(path: str, error: OSError | UnicodeEncodeError) -> Unreadable
     return Unreadable(path, error.strerror or str(error))
 
 
-def _images(root: Path, follow_links: bool, unreadable: list[Unreadable]) -> Iterator[ImageFile]:
-    """The images below `root`: real files as they come, then linked ones that are not listed under another name."""
-    walk = _Walk(root, follow_links, unreadable)
-    linked: dict[str, ImageFile] = {}
-    links: list[tuple[str, str, os.DirEntry[str]]] = []
-    for entry, path, target in walk:
-        if entry.is_symlink():
-            links.append((path, target, entry))
-        elif image := _image(entry, path, unreadable):
-            yield image
-    for path, target, entry in sorted(links, key=lambda link: link[0]):
-        image = _image(entry, path, unreadable)
-        if image and walk.may_lead_to(path, target) and not walk.lists(target):
-            linked.setdefault(target, image)
-    yield from linked.values()
-
-
-def _image(entry: os.DirEntry[str], path: str, unreadable: list[Unreadable]) -> ImageFile | None:
-    try:
-        path.encode()
-        return ImageFile.of(path, entry.stat())
-    except (OSError, UnicodeEncodeError) as error:
-        unreadable.append(unreadable_for(path, error))
-        return None
-
-
-class _Walk:
-    """The image entries below a folder, each with its path relative to it and the real path that it leads to.
-
-    Real folders are visited before linked ones, so that a folder below the root is seen under its own name.
-    """
-
-    def __init__(self, root: Path, follow_links: bool, unreadable: list[Unreadable]):
-        self.root = root
-        self.follow_links = follow_links
-        self.unreadable = unreadable
-        self.real_root = os.path.realpath(root)
-        self.visited: set[str] = set()
-
-    def __iter__(self) -> Iterator[tuple[os.DirEntry[str], str, str]]:
-        folders = deque([("", self.real_root)])
-        while folders:
-            prefix, real = folders.popleft()
-            if real in self.visited:
-                continue
-            self.visited.add(real)
-            for entry in self._entries(prefix):
-                path = f"{prefix}{entry.name}"
-                link = entry.is_symlink()
-                target = os.path.realpath(entry.path) if link else os.path.join(real, entry.name)
-                if _is_folder(entry):
-                    if not link:
-                        folders.appendleft((f"{path}/", target))
-                    elif self.may_lead_to(path, target):
-                        folders.append((f"{path}/", target))
-                elif _is_image(entry.name):
-                    yield entry, path, target
-
-    def may_lead_to(self, path: str, target: str) -> bool:
-        """Whether the link at `path` is to be followed; one that is not is listed."""
-        inside = Path(target).is_relative_to(self.real_root)
-        if not inside and not self.follow_links:
-            self.unreadable.append(Unreadable(path, "a link that leads out of the folder, not followed"))
-        return inside or self.follow_links
-
-    def lists(self, target: str) -> bool:
-        """Whether a real file is listed under its own name."""
-        folder, name = os.path.split(target)
-        return folder in self.visited and _is_image(name) and not name.startswith(".")
-
-    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
-        """The entries of a folder that are not hidden, by name."""
-        try:
-            with os.scandir(self.root / prefix) as entries:
-                return sorted((one for one in entries if not one.name.startswith(".")), key=lambda entry: entry.name)
-        except OSError as error:
-            self.unreadable.append(unreadable_for(prefix.removesuffix("/") or ".", error))
-            return []
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; where its name is an image's, it is listed as unreadable
-        return False
+def _in_order(paths: pa.ChunkedArray) -> bool:
+    return len(paths) < 2 or pc.all(pc.less_equal(paths[:-1], paths[1:])).as_py()
 
 
 def _chunks(images: Iterator[ImageFile] | Sequence[ImageFile]) -> Iterator[list[ImageFile]]:
@@ -255,12 +161,3 @@ def _chunks(images: Iterator[ImageFile] | Sequence[ImageFile]) -> Iterator[list[
 
 def _record_batch(images: Sequence[ImageFile]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(column, field.type) for column, field in zip(zip(*images), SCHEMA)], schema=SCHEMA)
-
-
-def _no_image(root: Path, unreadable: Sequence[Unreadable]) -> InputError:
-    if unreadable:
-        first = unreadable[0]
-        remedy = f"What is there cannot be read: {first.path} ({first.reason})."
-    else:
-        remedy = f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}; hidden files and folders are skipped."
-    return InputError("There is no image in the gallery", where=root, remedy=remedy)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import count
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,6 +19,10 @@ T = TypeVar("T")
 _KEPT = timedelta(hours=1)
 """How long an old version stays for who reads it."""
 _ATTEMPTS = 5
+_PATIENCE = 60.0
+"""Seconds: so often, and at least so long, a change is tried that others are in the way of."""
+_LONGEST_PAUSE = 1.0
+"""In seconds, between two attempts."""
 _FILE_ROWS = 1 << 20
 """How many rows Lance keeps in a data file."""
 _SPARE = 32
@@ -28,14 +35,15 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
     Raises:
         EngineError: it fails for another reason, or the others leave it no time.
     """
-    for _ in range(_ATTEMPTS - 1):
+    begun = time.monotonic()
+    for attempt in count(1):
         store.refresh()
         try:
             return change()
         except ConflictError:
-            continue
-    store.refresh()
-    return change()
+            if attempt >= _ATTEMPTS and time.monotonic() - begun > _PATIENCE:
+                raise
+        time.sleep(random.uniform(0, min(0.05 * 2**attempt, _LONGEST_PAUSE)))
 
 
 def untidy(store: GalleryStore) -> str | None:
