@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import ChainMap
@@ -263,3 +264,6 @@ def main() -> None:
         # The reader of our output (head, less) has gone; nothing is left to say, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        # The interpreter would look through all that is there for garbage, which takes a tenth of a query's time.
+        gc.freeze()

@@ -63,7 +63,6 @@ def open_gallery(
     Raises:
         InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
     """
-    from tiprctl.gallery.filling.walking import list_images
     from tiprctl.gallery.keeping.engine import lance
     from tiprctl.gallery.keeping.places import is_remote
     from tiprctl.gallery.keeping.store import GalleryStore, exists
@@ -78,6 +77,8 @@ def open_gallery(
         return _open_index(store, source, load)
     # First, since pyarrow imports pandas with its first array unless it was loaded in this way.
     lance()
+    from tiprctl.gallery.filling.walking import list_images
+
     listing = list_images(name, follow_links=follow_links)
     check(len(listing.images))
     return _open_folder(listing, source, load, where, follow_links)
