@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,24 @@ def test_what_another_process_told_since_stays_where_rows_lack_it(tmp_path):
     one.put(rows("/it's", camera=["gate"]))
     other.put(rows("/it's"))
     assert other.count("camera = 'gate'") == len(other) == 1
+
+
+def test_what_others_tell_of_rows_while_they_are_put_again_is_kept(tmp_path):
+    one = GalleryStore.create(tmp_path / "g.lance", MODEL)
+    one.put(rows("/a", "/b"))
+
+    def tell() -> None:
+        other = GalleryStore.open(one.uri)
+        for number in range(15):
+            other.revise(pa.table({"path": ["/a", "/b"], "camera": [f"cam_{number}"] * 2}))
+
+    with ThreadPoolExecutor(1) as others:
+        telling = others.submit(tell)
+        while not telling.done():
+            one.put(rows("/a", "/b"))
+    telling.result()
+    one.refresh()
+    assert one.count("camera = 'cam_14'") == len(one) == 2
 
 
 def test_a_gallery_is_created_once(tmp_path):

@@ -32,14 +32,15 @@ from tiprctl.vector_model import VectorModel
 
 if TYPE_CHECKING:
     from lance import LanceDataset
+    from lance.dataset import MergeInsertBuilder
 
 SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
 _READ_AHEAD = 1 << 25
 """Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-_PATIENCE = timedelta(minutes=2)
-"""How long a change is tried again while others change the same rows."""
+_PATIENCE, _ATTEMPTS = timedelta(minutes=2), 1000
+"""How long, and how often, a change is tried again while others change the same rows."""
 
 
 @dataclass(frozen=True)
@@ -197,25 +198,12 @@ class GalleryStore:
         if not len(rows):
             return Written(0, 0)
         _refuse_doubles(rows[KEY], self.uri)
+        untold = {"camera", *self.user_types}.difference(rows.column_names)
+        told = pa.schema([field for field in self.schema if field.name not in untold])
         with faults(self.uri, WRITABLE):
-            merge = self.dataset.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
-            done = merge.retry_timeout(_PATIENCE).execute(fill_columns(self._completed(rows), self.schema))
+            merge = self._merge(KEY).when_matched_update_all().when_not_matched_insert_all()
+            done = merge.execute(fill_columns(rows, told))
             return Written(done["num_inserted_rows"], done["num_updated_rows"])
-
-    def _completed(self, rows: pa.Table) -> pa.Table:
-        """The rows with the columns that they lack and those of the same paths have."""
-        lacking = [name for name in ("camera", *self.user_types) if name not in rows.column_names]
-        if not lacking:
-            return rows
-        # What another process told of these paths since this store was opened is to stay too.
-        self.dataset.checkout_latest()
-        quoted = ("'" + path.replace("'", "''") + "'" for path in rows[KEY].to_pylist())
-        columns = [KEY, *lacking]
-        known = self.dataset.to_table(columns=columns, filter=f"{KEY} IN ({', '.join(quoted)})")
-        places = pc.index_in(rows[KEY], known[KEY])
-        for name in lacking:
-            rows = rows.append_column(name, known[name].take(places))
-        return rows
 
     def revise(self, rows: pa.Table) -> int:
         """Give other values to the columns of rows that there are, by their paths; how many there were."""
@@ -223,8 +211,12 @@ class GalleryStore:
             return 0
         fields = [self.schema.field(name) for name in rows.column_names]
         with faults(self.uri, WRITABLE):
-            merge = self.dataset.merge_insert(KEY).when_matched_update_all().retry_timeout(_PATIENCE)
+            merge = self._merge(KEY).when_matched_update_all()
             return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
+
+    def _merge(self, on: str | Sequence[str]) -> MergeInsertBuilder:
+        """A change of the rows that agree with others in these columns."""
+        return self.dataset.merge_insert(on).retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)
 
     def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
         """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
@@ -241,8 +233,7 @@ class GalleryStore:
         if not len(keys):
             return 0
         with faults(self.uri, WRITABLE):
-            merge = self.dataset.merge_insert(KEY).when_matched_delete().retry_timeout(_PATIENCE)
-            return merge.execute(keys)["num_deleted_rows"]
+            return self._merge(KEY).when_matched_delete().execute(keys)["num_deleted_rows"]
 
     def remove_unchanged(self, rows: pa.Table) -> int:
         """Take out the rows that are as these say, which others may have renewed meanwhile; how many there were.
@@ -253,8 +244,7 @@ class GalleryStore:
         if not len(rows):
             return 0
         with faults(self.uri, WRITABLE):
-            merge = self.dataset.merge_insert(rows.column_names).when_matched_delete().retry_timeout(_PATIENCE)
-            return merge.execute(rows)["num_deleted_rows"]
+            return self._merge(rows.column_names).when_matched_delete().execute(rows)["num_deleted_rows"]
 
     def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
         """Add the user's columns that the gallery has not, null in all rows.
