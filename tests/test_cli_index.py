@@ -200,6 +200,8 @@ def test_bad_input_is_told(home, loaded, arguments, code, what):
     assert what in run(*arguments, code=code).stderr
     if arguments[0] == "remove":
         assert len(rows()) == 6
+    else:
+        assert not Path("g.lance").exists()
 
 
 def test_optimise_puts_a_gallery_in_order(home, loaded, monkeypatch):

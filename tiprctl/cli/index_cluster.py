@@ -43,20 +43,16 @@ def add_with_ray(
     from tiprctl.gallery.filling.adding import EmbeddingInterrupted, check_patterns
     from tiprctl.gallery.filling.origins import begin, end, remember
 
-    session, root, images = _open(options)
+    session, root, images, keys = _open(options)
     store, origin, model = session.store, session.origin, session.model
     reading = reading_of(batch_size, None, session.describer)
     loaded = partial(_loaded, absolute(options.model or store.identity.source), options.device)
     listing = session.images.listing if session.images else None
-    # What an object store holds is listed as it is taken: the first of it tells whether a pattern fits.
-    first = [] if listing else list(islice(images, _FIRST))
-    paths = listing.images.paths if listing else [image.path for image in first]
-    keys = (key_of(root, path) for path in paths)
     unmatched = check_patterns(session.describer, keys, new=not store.has_below(root))
     begun = begin(store, origin, "add")
     remember(store, begun)
     try:
-        changes = embed(store, root, chain(first, images), loaded, model.image_size, reading, address=address)
+        changes = embed(store, root, images, loaded, model.image_size, reading, address=address)
     except EmbeddingInterrupted as interrupt:
         render.warning(f"{interrupt}; the same command goes on from there.")
         raise
@@ -82,19 +78,24 @@ def _refuse_idle(options: IndexOptions, workers: int | None) -> None:
         )
 
 
-def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile]]:
-    """The gallery with its model; the place that the images lie below, and the images."""
+def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile], Iterable[str]]:
+    """The gallery with its model; the place that the images lie below, the images, and paths for the patterns."""
     if not is_remote(options.source):
         session = open_session(options)
-        return session, session.images.listing.root_key, session.images.listing.images
+        listing = session.images.listing
+        return session, listing.root_key, listing.images, listing.known_as
     from tiprctl.gallery.cluster.sources import list_objects
 
     root, known = options.source.rstrip("/"), find_store(options)
     origin = describe_origin(options, known, root, root)
     model = load_model(options, known)
     describer = origin.describer(types=known.user_types if known else None)
-    store = open_store(options, known, model, describer)
-    return Session(store, model, origin, describer, None), root, list_objects(root)
+    # What an object store holds is listed as it is taken: the first of it tells whether a pattern fits.
+    images = list_objects(root)
+    first = list(islice(images, _FIRST))
+    keys = [key_of(root, image.path) for image in first]
+    store = open_store(options, known, model, describer, keys)
+    return Session(store, model, origin, describer, None), root, chain(first, images), keys
 
 
 def _loaded(source: str, device: str | None) -> VectorModel:

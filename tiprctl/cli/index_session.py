@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -142,7 +143,9 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     if origin.metadata and origin.metadata_root == images.listing.root_key:
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)
     model = load_model(options, known)
-    store = open_store(options, known, model, describer)
+    # The images of a list may well be odd ones.
+    keys = images.listing.known_as if images.listing.whole else ()
+    store = open_store(options, known, model, describer, keys)
     for name in superseded(store, origin):
         render.warning(f"What was said of {name} is forgotten: its images are described as those of {origin.name}.")
     render.note(f"Images: {len(images.listing.images):,} in {options.source}; gallery: {len(store):,} rows")
@@ -157,14 +160,23 @@ def find_store(options: IndexOptions) -> GalleryStore | None:
 
 
 def open_store(
-    options: IndexOptions, known: GalleryStore | None, model: VectorModel, describer: Describer
+    options: IndexOptions, known: GalleryStore | None, model: VectorModel, describer: Describer, keys: Iterable[str]
 ) -> GalleryStore:
-    """The gallery that is known, else a new one; raises UsageError where it is of another model."""
+    """The gallery that is known, else a new one.
+
+    Args:
+        keys: paths of images that are to come into it, of which a pattern matches some, lest a mistake makes a gallery.
+
+    Raises:
+        UsageError: it is of another model, or a pattern matches none of them.
+    """
+    from tiprctl.gallery.filling.adding import check_patterns
     from tiprctl.gallery.keeping.schema import ModelIdentity
     from tiprctl.gallery.keeping.store import GalleryStore
 
     render.note(f"Model: {model.description}")
     if known is None:
+        check_patterns(describer, keys, new=True)
         return GalleryStore.create(options.gallery, ModelIdentity.of(model), describer.types)
     known.check_model(model)
     return known

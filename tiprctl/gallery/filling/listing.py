@@ -129,10 +129,15 @@ class Listing:
         """The folder as a gallery knows it."""
         return root_key(self.root)
 
+    @property
+    def known_as(self) -> Iterator[str]:
+        """The paths by which a gallery knows the images."""
+        return (key_of(self.root_key, path) for path in self.images.paths)
+
     @cached_property
     def keys(self) -> DigestSet:
-        """The paths by which a gallery knows the images, at the images' places."""
-        return DigestSet(key_of(self.root_key, path) for path in self.images.paths)
+        """The same as a set, at the images' places."""
+        return DigestSet(self.known_as)
 
 
 def unreadable_for(path: str, error: OSError | UnicodeEncodeError) -> Unreadable:
