@@ -21,10 +21,11 @@ from pyarrow import csv, parquet
 from tiprctl.errors import InputError, UsageError
 from tiprctl.gallery.filling import writing
 from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
+from tiprctl.gallery.filling.bringing import bring
 from tiprctl.gallery.filling.inputs import read_input
 from tiprctl.gallery.filling.listing import ImageFile, Images, Listing
 from tiprctl.gallery.filling.metadata import Describer, MetadataTable
-from tiprctl.gallery.filling.origins import Origin, Remembered, bring, recall, recall_for
+from tiprctl.gallery.filling.origins import Origin, Remembered, recall, recall_for
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.filling.walking import list_images
 from tiprctl.gallery.filling.watching import watch

@@ -22,7 +22,7 @@ KILLED_ADDS = {
     "writing data": (Moment(PUT, 3, file_in="data"), 2),
     "writing the transaction": (Moment(PUT, 3, file_in="_transactions"), 2),
     "writing the version": (Moment(PUT, 3, file_in="_versions"), 2),
-    "finishing": (Moment("tiprctl.gallery.filling.origins:remember", 2), 5),
+    "finishing": (Moment("tiprctl.gallery.filling.bringing:remember", 2), 5),
 }
 """The moment, and how many batches were committed before for certain."""
 

@@ -41,7 +41,8 @@ def add_with_ray(
     _refuse_idle(options, workers)
     from tiprctl.gallery.cluster.adding import add_with_ray as embed
     from tiprctl.gallery.filling.adding import EmbeddingInterrupted, check_patterns
-    from tiprctl.gallery.filling.origins import begin, end, remember
+    from tiprctl.gallery.filling.bringing import begin, end
+    from tiprctl.gallery.filling.origins import remember
 
     session, root, images, keys = _open(options)
     store, origin, model = session.store, session.origin, session.model

@@ -67,7 +67,7 @@ class Session:
     ) -> Changes:
         """Bring the gallery up to date with the images, or with those of another listing of the same folder."""
         from tiprctl.gallery.filling.adding import EmbeddingInterrupted
-        from tiprctl.gallery.filling.origins import bring
+        from tiprctl.gallery.filling.bringing import bring
 
         if listing is not None:
             self._read_table_again()
@@ -130,8 +130,8 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     Raises:
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
     """
+    from tiprctl.gallery.filling.bringing import superseded
     from tiprctl.gallery.filling.inputs import name_of, read_input, root_of
-    from tiprctl.gallery.filling.origins import superseded
 
     known, source = find_store(options), Path(options.source)
     origin = describe_origin(options, known, name_of(source), root_of(source))
@@ -154,7 +154,8 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
 
 def find_store(options: IndexOptions) -> GalleryStore | None:
     """The gallery, where there is one."""
-    from tiprctl.gallery.keeping.store import GalleryStore, exists
+    from tiprctl.gallery.keeping.datasets import exists
+    from tiprctl.gallery.keeping.store import GalleryStore
 
     return GalleryStore.open(options.gallery) if exists(options.gallery) else None
 

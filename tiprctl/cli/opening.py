@@ -63,9 +63,10 @@ def open_gallery(
     Raises:
         InputError: there is none, it is damaged, or no image in it can be read. UsageError: the model does not fit it.
     """
+    from tiprctl.gallery.keeping.datasets import exists
     from tiprctl.gallery.keeping.engine import lance
     from tiprctl.gallery.keeping.places import is_remote
-    from tiprctl.gallery.keeping.store import GalleryStore, exists
+    from tiprctl.gallery.keeping.store import GalleryStore
     from tiprctl.gallery.searching.finding import warm_up
 
     if is_remote(name) or name.rstrip("/\\").endswith(".lance") or exists(name):

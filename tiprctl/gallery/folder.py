@@ -17,11 +17,12 @@ from tiprctl.gallery.cache import cache_folder, discard, mark_used, prune
 from tiprctl.gallery.filling.adding import Changes, Progress, Reading, sync
 from tiprctl.gallery.filling.embedding import have_unit_length
 from tiprctl.gallery.filling.listing import Listing
+from tiprctl.gallery.keeping.datasets import exists
 from tiprctl.gallery.keeping.engine import EngineError, ObstacleError, faults
 from tiprctl.gallery.keeping.expression import compiled
 from tiprctl.gallery.keeping.places import key_of, root_key
 from tiprctl.gallery.keeping.schema import FORMAT, VECTOR, ModelIdentity
-from tiprctl.gallery.keeping.store import GalleryStore, exists
+from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import finding
 from tiprctl.gallery.searching.exact import vectors_of
 from tiprctl.vector_model import VectorModel

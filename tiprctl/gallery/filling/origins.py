@@ -1,29 +1,23 @@
-"""Where a gallery's images come from: what it remembers of each folder, and what is under way there.
-
-So a folder is told apart from its cameras once: later commands describe its images as the first one said.
-"""
+"""Where a gallery's images come from: what it remembers of each folder, and what is under way there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.filling.adding import Changes, Progress, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.embedding import content_hash
 from tiprctl.gallery.filling.inputs import TABLES
-from tiprctl.gallery.filling.listing import Listing
 from tiprctl.gallery.filling.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.keeping.places import parents
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.keeping.upkeep import settled
-from tiprctl.vector_model import VectorModel
 
 _SETTING = "origin:"
 """What the names of settings begin with that tell of a folder or list."""
@@ -151,13 +145,6 @@ def recall_for(name: str, settings: Mapping[str, str]) -> Remembered | None:
     return None
 
 
-def superseded(store: GalleryStore, origin: Origin) -> list[str]:
-    """The folders and lists below an origin that are forgotten when its rows are described anew, theirs among them."""
-    if not begin(store, origin, "").outdated:
-        return []
-    return [name for name in recall(store.settings()) if origin.name in parents(name)]
-
-
 def remember(store: GalleryStore, what: Remembered) -> None:
     """Keep it in the gallery, unless it is kept already."""
     name, value = _SETTING + what.origin.name, json.dumps(asdict(what), sort_keys=True)
@@ -166,83 +153,6 @@ def remember(store: GalleryStore, what: Remembered) -> None:
         settled(store, lambda: store.set_settings({name: value}))
 
 
-def bring(
-    store: GalleryStore,
-    origin: Origin,
-    listing: Listing,
-    model: VectorModel,
-    reading: Reading,
-    *,
-    drop: bool = False,
-    drop_many: bool = False,
-) -> Changes:
-    """`sync` where what is gone is to `drop`, else `add`; and remember the origin and whether it came to its end.
-
-    Where the origin describes its images otherwise than before, those that have a row are described anew.
-
-    Raises:
-        As `add` and `sync`.
-    """
-    begun = begin(store, origin, "sync" if drop else "add")
-    watched = replace(reading, progress=_remembering(store, begun, reading.progress))
-    if drop:
-        changes = sync(store, listing, model, watched, drop_many=drop_many)
-    else:
-        changes = add(store, listing, model, watched)
-    end(store, begun, origin, listing, reading, changes)
-    return changes
-
-
-def begin(store: GalleryStore, origin: Origin, command: str) -> Remembered:
-    """What is to be remembered of an origin until the command there has come to its end.
-
-    Rows of a folder that is told of for the first time were described otherwise, if what is told are patterns.
-    Its table counts as the one that was read before, so that a command which ends early has not told a new one.
-    """
-    before = recall_for(origin.name, store.settings())
-    if before is None:
-        # What is there was described by none, or by one of a folder below.
-        outdated = bool(origin.camera_from or origin.time_from) and store.has_below(origin.name)
-        return Remembered(replace(origin, metadata_hash=None), command, outdated)
-    outdated = before.outdated or not before.origin.tells_as(origin)
-    return Remembered(replace(origin, metadata_hash=before.origin.metadata_hash), command, outdated)
-
-
-def end(
-    store: GalleryStore, begun: Remembered, origin: Origin, listing: Listing | None, reading: Reading, changes: Changes
-) -> bool:
-    """Describe the rows anew that were left as they were, where the origin tells otherwise than before; remember that
-    it came to its end.
-
-    Of a table that is new, only its columns are told. A list may have one for rows that another origin describes.
-
-    Args:
-        listing: the images; None where they cannot be looked at, so that it is left to another time.
-
-    Returns:
-        Whether all rows are described as the origin tells.
-    """
-    columns = None if begun.outdated else reading.describer.types
-    if changes.unchanged and (begun.outdated or (columns and begun.origin.metadata_hash != origin.metadata_hash)):
-        if listing is None:
-            remember(store, replace(begun, unfinished=None))
-            return False
-        remember(store, begun)
-        forgotten = superseded(store, origin)
-        changes.described = describe_again(store, listing, reading, columns)
-        settled(store, lambda: store.drop_settings([_SETTING + name for name in forgotten]))
-    remember(store, Remembered(origin))
-    return True
-
-
-def _remembering(store: GalleryStore, begun: Remembered, progress: Progress) -> Progress:
-    """A progress that first remembers that work begins, where there is any."""
-
-    @contextmanager
-    def wrapped(total: int):
-        if total:
-            remember(store, begun)
-        with progress(total) as advance:
-            yield advance
-
-    return wrapped
+def forget(store: GalleryStore, names: Sequence[str]) -> None:
+    """Forget the origins of these names."""
+    settled(store, lambda: store.drop_settings([_SETTING + name for name in names]))

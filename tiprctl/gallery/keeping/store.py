@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, brief, faults, lance, signs
+from tiprctl.gallery.keeping.datasets import create, exists, missing
+from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, faults, lance
 from tiprctl.gallery.keeping.places import is_remote
 from tiprctl.gallery.keeping.schema import (
     KEY,
@@ -38,7 +37,6 @@ SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
 _READ_AHEAD = 1 << 25
 """Bytes that a scan reads ahead at most. With Lance's own bounds it holds a gigabyte and is no faster."""
-_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 _PATIENCE, _ATTEMPTS = timedelta(minutes=2), 1000
 """How long, and how often, a change is tried again while others change the same rows."""
 
@@ -74,9 +72,9 @@ class GalleryStore:
         Raises:
             InputError: there is none, it is damaged, no gallery, or made by a newer program.
         """
-        uri = _spelt(uri)
+        uri = str(uri)
         if not exists(uri):
-            raise _no_gallery(uri)
+            raise missing(uri)
         with faults(uri, UNREADABLE):
             return cls(lance().dataset(uri), uri)
 
@@ -91,10 +89,7 @@ class GalleryStore:
                 something else in its place.
             InputError: it cannot be written.
         """
-        uri, schema = _spelt(uri), new_schema(model, columns)
-        if not exists(uri):
-            with faults(uri, WRITABLE):
-                _create_local(Path(uri), schema) if not is_remote(uri) else _create_remote(uri, schema)
+        create(str(uri), new_schema(model, columns))
         store = cls.open(uri)
         store.check_model(model)
         store.add_columns(columns or {})
@@ -284,66 +279,9 @@ class GalleryStore:
                 self.dataset.delete_config_keys([SETTING + name for name in names])
 
 
-def exists(uri: str | Path) -> bool:
-    """Whether a Lance dataset is there.
-
-    Raises:
-        InputError: the object store cannot be reached.
-    """
-    uri = _spelt(uri)
-    if not is_remote(uri):
-        return any(Path(uri).glob("_versions/*.manifest"))
-    try:
-        lance().dataset(uri)
-    except (OSError, ValueError) as error:
-        if "not found" in signs(error, uri).lower():
-            return False
-        raise InputError(
-            f"The gallery cannot be reached: {brief(error)}", where=uri, remedy="Check the address and the credentials."
-        ) from error
-    return True
-
-
 def _refuse_doubles(paths: pa.ChunkedArray, uri: str) -> None:
     """Lance would write both, and refuse every later change of theirs."""
     distinct = paths.value_counts()
     if len(distinct) < len(paths):
         double = next(one["values"] for one in distinct.to_pylist() if one["counts"] > 1)
         raise InputError(f"An image is to have two rows: {double}", where=uri, remedy="Name it once.")
-
-
-def _no_gallery(uri: str) -> InputError:
-    if not is_remote(uri) and Path(uri).exists():
-        return InputError("This is no gallery", where=uri, remedy="Name one that tiprctl index add has made.")
-    return InputError("There is no gallery", where=uri, remedy=f"Make it: tiprctl index add DIR --gallery {uri}.")
-
-
-def _spelt(uri: str | Path) -> str:
-    return str(uri)
-
-
-def _create_local(folder: Path, schema: pa.Schema) -> None:
-    """It is renamed into place, because two datasets that Lance creates at once in one place overwrite each other."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
-        lance().write_dataset(schema.empty_table(), f"{temporary}/dataset", mode="create")
-        try:
-            os.rename(f"{temporary}/dataset", folder)
-        except OSError as error:
-            if exists(folder):
-                return
-            if error.errno in _TAKEN:
-                raise UsageError(
-                    "There is something else in the gallery's place",
-                    where=folder,
-                    remedy="Name a new folder, as gallery.lance.",
-                ) from error
-            raise
-
-
-def _create_remote(uri: str, schema: pa.Schema) -> None:
-    try:
-        lance().write_dataset(schema.empty_table(), uri, mode="create")
-    except OSError:
-        if not exists(uri):
-            raise
