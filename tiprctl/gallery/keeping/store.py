@@ -211,7 +211,7 @@ class GalleryStore:
 
     def _merge(self, on: str | Sequence[str]) -> MergeInsertBuilder:
         """A change of the rows that agree with others in these columns."""
-        return self.dataset.merge_insert(on).retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)
+        return self.dataset.merge_insert(on).use_index(False).retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)
 
     def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
         """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
