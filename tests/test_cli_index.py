@@ -219,6 +219,12 @@ def test_watch_once_adds_what_has_settled(home, loaded):
     assert run("watch", "crops", "--gallery", "g.lance", "--every", "0.05", "--once").stdout == ""
 
 
+def test_watch_begins_with_an_odd_image(home, loaded):
+    watched = run("watch", "crops", "--gallery", "g.lance", "--every", "0.05", "--once", "--camera-from", "x{camera}/*")
+    assert watched.stdout.startswith("g.lance: 6 added")
+    assert "its camera is null" in watched.stderr or "their camera is null" in watched.stderr
+
+
 def test_watch_ends_cleanly_on_an_interrupt(home):
     """A real process that adds a file which arrives while it watches."""
     code = f"""

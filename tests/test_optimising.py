@@ -182,7 +182,7 @@ def test_an_index_that_finds_too_little_is_not_used(store, monkeypatch):
 
 
 def test_more_is_probed_for_filters_and_for_deep_rankings():
-    tuning = Tuning(trained_rows=100, partitions=10, share=0.2)
+    tuning = Tuning("an index", trained_rows=100, partitions=10, share=0.2)
     assert tuning.deepened(10, 1.0).share == pytest.approx(0.2)
     assert tuning.deepened(100, 1.0).share == pytest.approx(0.4)
     assert tuning.deepened(10, 0.5).share == pytest.approx(0.4)
@@ -190,9 +190,13 @@ def test_more_is_probed_for_filters_and_for_deep_rankings():
     assert tuning.deepened(1, 1.0).share == pytest.approx(0.2)
 
 
-def test_an_index_that_was_not_calibrated_is_not_used(store):
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_index_that_was_not_calibrated_is_not_used(store, dropped):
     assert not find(store, unit(1), 3)[0].exact
-    vector_index.build(store)
+    if dropped:
+        upkeep.drop_indexes(store)
+        upkeep.index_scalars(store)
+    vector_index.drop_others(store, vector_index.build(store))
     store.refresh()
     assert needed(store) == "its index was not calibrated"
     assert find(store, unit(1), 3)[0].exact
@@ -224,7 +228,7 @@ def test_an_index_is_trusted_after_its_rows_were_moved_or_added(store):
     upkeep.compact(store)
     assert read_tuning(GalleryStore.open(store.uri)) == read_tuning(store) is not None
     store.put(table(names(200, ROWS), unit(200, seed=1)))
-    vector_index.extend(store)
+    vector_index.extend(store, read_tuning(store))
     assert read_tuning(GalleryStore.open(store.uri)) is not None
     assert not find(store, unit(1), 3)[0].exact
 
@@ -298,6 +302,17 @@ def test_a_row_that_was_removed_leaves_the_disk(store, monkeypatch):
     assert len(store) == len(paths(store)) == ROWS - 1
 
 
+def test_a_row_that_is_replaced_leaves_the_disk_and_the_others_their_index(store, monkeypatch):
+    monkeypatch.setattr(upkeep, "_KEPT", upkeep.timedelta(0))
+    data = unit(ROWS)[7].tobytes()
+    store.put(table(names(1, 7), unit(1, seed=9)))
+    assert vector_index.indexed_rows(store) == ROWS - 1
+    assert upkeep.unindexed_columns(store)["path"] == 1
+    optimise(store)
+    assert data not in b"".join(file.read_bytes() for file in Path(store.uri, "data").iterdir())
+    assert vector_index.indexed_rows(store) == len(store) == ROWS
+
+
 def test_old_versions_stay_for_an_hour(store, monkeypatch):
     reader = GalleryStore.open(store.uri)
     store.put(table(names(5), unit(5, seed=1)))
@@ -313,7 +328,6 @@ def test_old_versions_stay_for_an_hour(store, monkeypatch):
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
-from typer.testing import CliRunner
 from vector_galleries import names, table, unit
 from tiprctl.gallery.keeping.store import GalleryStore
 store = GalleryStore.open({uri!r})

@@ -154,7 +154,7 @@ def watch(
 
     options = IndexOptions(folder, gallery, model, camera_from, time_from, metadata, follow_links, device)
     _refuse_list(folder, "watch")
-    session = open_session(options, allow_empty=True)
+    session = open_session(options, allow_empty=True, watching=True)
     follow = session.origin.follow_links
     reading = reading_of(batch_size, workers)
     render.note(f"Watching {folder} every {every:g} s; Ctrl-C ends it.")

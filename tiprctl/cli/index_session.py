@@ -124,8 +124,11 @@ class Session:
         keep_indexed(self.store, self.model)
 
 
-def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session:
+def open_session(options: IndexOptions, *, allow_empty: bool = False, watching: bool = False) -> Session:
     """The gallery, made where there is none, the model and the images; tells which they are.
+
+    Args:
+        watching: whether the folder is being filled, so that what a pattern is for may come later.
 
     Raises:
         UsageError: the options do not fit the gallery. InputError: there are no images, or no model.
@@ -143,8 +146,8 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False) -> Session
     if origin.metadata and origin.metadata_root == images.listing.root_key:
         warn_of_rows_beside(origin.metadata, describer.table, images.listing)
     model = load_model(options, known)
-    # The images of a list may well be odd ones.
-    keys = images.listing.known_as if images.listing.whole else ()
+    # The images of a list, or the first that a watch takes, may well be odd ones.
+    keys = images.listing.known_as if images.listing.whole and not watching else ()
     store = open_store(options, known, model, describer, keys)
     for name in superseded(store, origin):
         render.warning(f"What was said of {name} is forgotten: its images are described as those of {origin.name}.")

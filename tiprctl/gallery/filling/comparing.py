@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiprctl.gallery.filling.digests import DigestSet
+from tiprctl.gallery.filling.digests import DigestSet, in_few_bytes
 from tiprctl.gallery.filling.listing import ROWS_AT_ONCE, Listing
 from tiprctl.gallery.keeping.places import key_of
 from tiprctl.gallery.keeping.schema import KEY
@@ -84,7 +84,8 @@ class Inventory:
             text for some in (*gone, *stale, *unlooked) for text in some["hash"].drop_null().to_pylist()
         )
         gone, stale = (pa.Table.from_batches(some, schema) for some in (gone, stale))
-        return Comparison(_places(~known), _places(known & ~same), rows, gone, stale, reusable)
+        new, changed = (in_few_bytes(np.flatnonzero(which)) for which in (~known, known & ~same))
+        return Comparison(new, changed, rows, gone, stale, reusable)
 
     def _near(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows below the folder; of a list, which may lead anywhere, all."""
@@ -102,8 +103,3 @@ class Inventory:
     def _is_gone(self, path: str) -> bool:
         """Whether a file that is not listed is no more; what could not be looked at may still be there."""
         return not self._unlooked or self._unlooked.isdisjoint([path, *map(str, PurePosixPath(path).parents)])
-
-
-def _places(which: np.ndarray) -> np.ndarray:
-    """Where it holds, int32: half the memory of numpy's own choice."""
-    return np.flatnonzero(which).astype(np.int32)

@@ -119,7 +119,7 @@ class _Walk:
                         continue
                     if entry.is_symlink():
                         links.append(entry)
-                    elif entry.is_dir():
+                    elif _is_folder(entry):
                         names.append(f"{entry.name}/")
                     elif _is_image(entry.name):
                         names.append(entry.name)
@@ -146,7 +146,7 @@ def _is_image(name: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; where its name is an image's, it is listed as unreadable
+    except OSError:  # a link to itself, or out of reach; where its name is an image's, it is listed as unreadable
         return False
 
 

@@ -12,7 +12,7 @@ _AT_ONCE = 256
 
 
 class Work:
-    """Images by their places, `(n,)` int64, handed out in their order; what is left can change meanwhile."""
+    """Images by their places, `(n,)` integers, handed out in their order; what is left can change meanwhile."""
 
     def __init__(self, images: Images, places: np.ndarray):
         self._images = images

@@ -206,7 +206,8 @@ class GalleryStore:
             return 0
         fields = [self.schema.field(name) for name in rows.column_names]
         with faults(self.uri, WRITABLE):
-            merge = self._merge(KEY).when_matched_update_all()
+            # The other columns, vectors among them, and their indexes stay as they are.
+            merge = self._merge(KEY).when_matched_update_all().write_mode("rewrite_columns")
             return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
 
     def _merge(self, on: str | Sequence[str]) -> MergeInsertBuilder:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import count
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, ConflictError, faults
@@ -18,9 +18,8 @@ from tiprctl.gallery.keeping.store import GalleryStore
 T = TypeVar("T")
 _KEPT = timedelta(hours=1)
 """How long an old version stays for who reads it."""
-_ATTEMPTS = 5
-_PATIENCE = 60.0
-"""Seconds: so often, and at least so long, a change is tried that others are in the way of."""
+_ATTEMPTS, _PATIENCE = 5, 60.0
+"""How often at least, and how many seconds, a change is tried that others are in the way of."""
 _LONGEST_PAUSE = 1.0
 """In seconds, between two attempts."""
 _FILE_ROWS = 1 << 20
@@ -35,7 +34,8 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
     Raises:
         EngineError: it fails for another reason, or the others leave it no time.
     """
-    begun = time.monotonic()
+    # Without a seed, since two processes in each other's way must draw different pauses.
+    begun, generator = time.monotonic(), np.random.default_rng()
     for attempt in count(1):
         store.refresh()
         try:
@@ -43,7 +43,7 @@ def settled(store: GalleryStore, change: Callable[[], T]) -> T:
         except ConflictError:
             if attempt >= _ATTEMPTS and time.monotonic() - begun > _PATIENCE:
                 raise
-        time.sleep(random.uniform(0, min(0.05 * 2**attempt, _LONGEST_PAUSE)))
+        time.sleep(generator.uniform(0, min(0.05 * 2**attempt, _LONGEST_PAUSE)))
 
 
 def untidy(store: GalleryStore) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import translate
 
@@ -100,8 +101,13 @@ def warm_up(store: GalleryStore) -> None:
 
     Of an object store every byte is fetched, and of a large index more than one query needs.
     """
-    if EXACT_ROWS < len(store) <= _WARMED_ROWS and not is_remote(store.uri) and _is_trusted(read_tuning(store)):
-        warm(store)
+    if not EXACT_ROWS < len(store) <= _WARMED_ROWS or is_remote(store.uri):
+        return
+    # Nothing is told of an index that cannot be read: the search tells.
+    with suppress(EngineError):
+        tuning = read_tuning(store)
+        if _is_trusted(tuning):
+            warm(store, tuning)
 
 
 def _is_trusted(tuning: Tuning | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tiprctl.gallery.searching.vector_index import (
     LEAST_RECALL,
     Tuning,
     build,
+    drop_others,
     extend,
     indexed_rows,
     read_tuning,
@@ -134,7 +135,7 @@ def _optimise_vectors(
     if tuning is not None and len(store) <= _GROWTH * tuning.trained_rows:
         notes("Extending the vector index")
         try:
-            settled(store, lambda: extend(store))
+            settled(store, lambda: extend(store, tuning))
             tuned = _tune(store, tuning, probes, notes)
         except ObstacleError:
             raise
@@ -144,13 +145,15 @@ def _optimise_vectors(
             if tuned.suffices:
                 return "extended", tuned
     notes("Building the vector index")
-    return "built", _tune(store, settled(store, lambda: build(store)), probes, notes)
+    built = settled(store, lambda: build(store))
+    settled(store, lambda: drop_others(store, built))
+    return "built", _tune(store, built, probes, notes)
 
 
 def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes: Callable[[str], None]) -> Tuning:
     notes("Measuring its recall")
     store.refresh()
-    tuned = replace(calibrate(store, tuning, probes), index=None)
+    tuned = calibrate(store, tuning, probes)
     settled(store, lambda: write_tuning(store, tuned))
     if not tuned.suffices:
         notes(f"Recall@10 {tuned.recall:.3f} is less than {LEAST_RECALL}: it is searched exactly")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, isqrt, log10
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,6 @@ CALIBRATED_TOP = 10
 """For how many results a query `Tuning.share` is chosen."""
 LEAST_RECALL = 0.98
 """What every search by default settings is to reach."""
-_NAME = "vector_idx"
 _SETTING = "vector_index"
 _BITS = 4
 """A value. Texts are about as far from many crops, which fewer bits do not tell apart."""
@@ -37,20 +37,20 @@ class Tuning:
     """How thoroughly an index is searched, so that it finds what an exact search would.
 
     Attributes:
+        index: the name of the index, which no other ever has.
         trained_rows: how many rows there were when its partitions were laid out.
         partitions: how many there are.
         share: of the partitions that is probed at least, above 0 to 1.
         refine: how many times the wanted number of rows is compared exactly.
         recall: recall@10 that was measured with these.
-        index: the identifier of the index that it is for, while another is built; None: of that which there is.
     """
 
+    index: str
     trained_rows: int
     partitions: int
     share: float = 1.0
     refine: int = 4
     recall: float | None = None
-    index: str | None = None
 
     @property
     def suffices(self) -> bool:
@@ -68,50 +68,55 @@ class Tuning:
 
 def indexed_rows(store: GalleryStore) -> int | None:
     """How many rows the vector index covers; None where there is none."""
-    described = _described(store)
-    return described and described.num_rows_indexed
+    present = _present(store)
+    return present[0].num_rows_indexed if len(present) == 1 else None
 
 
 def read_tuning(store: GalleryStore) -> Tuning | None:
-    """As the gallery remembers it; None where the index that there is was not calibrated, or by another version."""
+    """As the gallery remembers it; None where the index that there is was not calibrated."""
     try:
         tuning = Tuning(**json.loads(store.settings()[_SETTING]))
     except (KeyError, ValueError, TypeError):
         return None
-    described = _described(store)
-    return tuning if described and tuning.index in (None, _identifier(described)) else None
+    return tuning if [one.name for one in _present(store)] == [tuning.index] else None
 
 
 def write_tuning(store: GalleryStore, tuning: Tuning) -> None:
-    """Have the gallery remember it."""
-    store.set_settings({_SETTING: json.dumps(asdict(tuning))})
+    """Have the gallery remember it, unless its index is there no more."""
+    if tuning.index in (one.name for one in _present(store)):
+        store.set_settings({_SETTING: json.dumps(asdict(tuning))})
 
 
 def build(store: GalleryStore) -> Tuning:
-    """Lay out the partitions of all rows, in place of those that there are, which serve until it is done."""
-    tuning = Tuning(trained_rows=len(store), partitions=max(1, isqrt(len(store))))
-    if (present := read_tuning(store)) is not None:
-        write_tuning(store, replace(present, index=_identifier(_described(store))))
+    """Lay out the partitions of all rows, in an index beside the one that there is, which serves until then."""
+    tuning = Tuning(f"vector_{uuid4().hex}", trained_rows=len(store), partitions=max(1, isqrt(len(store))))
     with faults(store.uri, WRITABLE):
         store.dataset.create_index(
             VECTOR,
             "IVF_RQ",
-            name=_NAME,
+            name=tuning.index,
             metric="cosine",
-            replace=True,
             num_partitions=tuning.partitions,
             num_bits=_BITS,
         )
     return tuning
 
 
-def extend(store: GalleryStore) -> None:
+def drop_others(store: GalleryStore, tuning: Tuning) -> None:
+    """Do without all vector indexes but this one."""
+    with faults(store.uri, WRITABLE):
+        for one in _present(store):
+            if one.name != tuning.index:
+                store.dataset.drop_index(one.name)
+
+
+def extend(store: GalleryStore, tuning: Tuning) -> None:
     """Give the rows that the index lacks to its partitions, which stay as they are."""
     with faults(store.uri, _REPAIR):
-        store.dataset.optimize.optimize_indices(index_names=[_NAME])
+        store.dataset.optimize.optimize_indices(index_names=[tuning.index])
 
 
-def warm(store: GalleryStore) -> None:
+def warm(store: GalleryStore, tuning: Tuning) -> None:
     """Begin to read the index into memory, beside what else is to be done before the first search.
 
     A search needs most of it. Nothing is told of an index that is not there or cannot be read: the search tells.
@@ -120,7 +125,7 @@ def warm(store: GalleryStore) -> None:
     def read() -> None:
         # The engine's faults alone: others are worth a traceback.
         with suppress(EngineError), faults(store.uri, _REPAIR):
-            store.dataset.prewarm_index(_NAME)
+            store.dataset.prewarm_index(tuning.index)
 
     # Not a daemon: the interpreter must not end while Lance's code runs.
     Thread(target=read).start()
@@ -147,12 +152,7 @@ def nearest(store: GalleryStore, query: np.ndarray, count: int, tuning: Tuning, 
         ).to_table()
 
 
-def _identifier(described: Any) -> str:
-    """Another after every change of the index: it was built or extended, or its rows were moved to other files."""
-    return " ".join(sorted(segment.uuid for segment in described.segments))
-
-
-def _described(store: GalleryStore) -> Any:
-    """As Lance tells of it; None where there is none."""
+def _present(store: GalleryStore) -> list[Any]:
+    """The vector indexes as Lance tells of them: one, but while another takes its place."""
     with faults(store.uri, _REPAIR):
-        return next((index for index in store.dataset.describe_indices() if index.name == _NAME), None)
+        return [one for one in store.dataset.describe_indices() if one.field_names == [VECTOR]]
