@@ -19,7 +19,7 @@ from vector_galleries import gallery, names, table, unit
 
 from tiprctl.cli import index_session
 from tiprctl.cli.app import app
-from tiprctl.gallery.keeping import upkeep
+from tiprctl.gallery.keeping import settling, upkeep
 from tiprctl.gallery.keeping.engine import ConflictError, EngineError, faults
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.gallery.searching import calibration, finding, optimising, vector_index
@@ -244,15 +244,15 @@ def test_a_change_is_begun_anew_where_others_were_quicker(store):
             raise ConflictError("Retryable commit conflict for version 7")
         return "done"
 
-    assert upkeep.settled(store, change) == "done"
+    assert settling.settled(store, change) == "done"
     assert tries == sorted(set(tries)) and len(tries) == 3
     with pytest.raises(EngineError, match="full"):
-        upkeep.settled(store, lambda: (_ for _ in ()).throw(EngineError("The disk is full")))
+        settling.settled(store, lambda: (_ for _ in ()).throw(EngineError("The disk is full")))
 
 
 def test_a_change_that_others_leave_no_time_is_given_up_and_left_to_another_time(store, monkeypatch, capsys):
-    monkeypatch.setattr(upkeep, "_PATIENCE", 0.0)
-    monkeypatch.setattr(upkeep, "_LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(settling, "_PATIENCE", 0.0)
+    monkeypatch.setattr(settling, "_LONGEST_PAUSE", 0.0)
     tries = []
 
     def preempted(*_: object) -> None:
@@ -260,7 +260,7 @@ def test_a_change_that_others_leave_no_time_is_given_up_and_left_to_another_time
         raise ConflictError("Retryable commit conflict for version 7")
 
     with pytest.raises(ConflictError):
-        upkeep.settled(store, preempted)
+        settling.settled(store, preempted)
     assert len(tries) == 5
     store.put(table(names(200, ROWS), unit(200, seed=1)))
     monkeypatch.setattr(upkeep, "compact", preempted)

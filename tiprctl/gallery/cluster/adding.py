@@ -19,8 +19,8 @@ from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Readin
 from tiprctl.gallery.filling.embedding import ReadImage
 from tiprctl.gallery.filling.listing import ImageFile
 from tiprctl.gallery.filling.metadata import Describer
+from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore, Written
-from tiprctl.gallery.keeping.upkeep import settled
 from tiprctl.vector_model import VectorModel
 
 T = TypeVar("T")

@@ -26,8 +26,8 @@ from tiprctl.gallery.filling.work import Work
 from tiprctl.gallery.filling.writing import RowWriter
 from tiprctl.gallery.keeping.places import key_of
 from tiprctl.gallery.keeping.schema import KEY, STAMP
+from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore
-from tiprctl.gallery.keeping.upkeep import settled
 from tiprctl.vector_model import VectorModel
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], Any]]]

@@ -16,8 +16,8 @@ from tiprctl.gallery.filling.inputs import TABLES
 from tiprctl.gallery.filling.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.keeping.places import parents
+from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore
-from tiprctl.gallery.keeping.upkeep import settled
 
 _SETTING = "origin:"
 """What the names of settings begin with that tell of a folder or list."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from tiprctl.gallery.keeping.schema import (
     read_identity,
     user_columns,
 )
+from tiprctl.gallery.keeping.settling import settled
 from tiprctl.vector_model import VectorModel
 
 if TYPE_CHECKING:
@@ -195,24 +196,41 @@ class GalleryStore:
         _refuse_doubles(rows[KEY], self.uri)
         untold = {"camera", *self.user_types}.difference(rows.column_names)
         told = pa.schema([field for field in self.schema if field.name not in untold])
-        with faults(self.uri, WRITABLE):
-            merge = self._merge(KEY).when_matched_update_all().when_not_matched_insert_all()
-            done = merge.execute(fill_columns(rows, told))
-            return Written(done["num_inserted_rows"], done["num_updated_rows"])
+        done = self._merge(
+            KEY,
+            fill_columns(rows, told),
+            lambda merge: merge.when_matched_update_all().when_not_matched_insert_all(),
+        )
+        return Written(done["num_inserted_rows"], done["num_updated_rows"])
 
     def revise(self, rows: pa.Table) -> int:
         """Give other values to the columns of rows that there are, by their paths; how many there were."""
         if not len(rows):
             return 0
         fields = [self.schema.field(name) for name in rows.column_names]
-        with faults(self.uri, WRITABLE):
+        done = self._merge(
+            KEY,
+            rows.cast(pa.schema(fields)),
             # The other columns, vectors among them, and their indexes stay as they are.
-            merge = self._merge(KEY).when_matched_update_all().write_mode("rewrite_columns")
-            return merge.execute(rows.cast(pa.schema(fields)))["num_updated_rows"]
+            lambda merge: merge.when_matched_update_all().write_mode("rewrite_columns"),
+        )
+        return done["num_updated_rows"]
 
-    def _merge(self, on: str | Sequence[str]) -> MergeInsertBuilder:
-        """A change of the rows that agree with others in these columns."""
-        return self.dataset.merge_insert(on).use_index(False).retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)
+    def _merge(
+        self, on: str | Sequence[str], rows: pa.Table, change: Callable[[MergeInsertBuilder], MergeInsertBuilder]
+    ) -> Mapping[str, int]:
+        """Change the rows that agree with `rows` in the columns `on`, or add those; what Lance counted.
+
+        Lance is to scan for them: by an index of the path it would let two writers at once add the same path, and
+        rewrite whole columns for a row.
+        """
+
+        def merge() -> Mapping[str, int]:
+            with faults(self.uri, WRITABLE):
+                begun = self.dataset.merge_insert(on).use_index(False)
+                return change(begun.retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)).execute(rows)
+
+        return settled(self, merge)
 
     def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
         """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
@@ -228,8 +246,7 @@ class GalleryStore:
         keys = pa.table({KEY: pa.array(paths, pa.string())})
         if not len(keys):
             return 0
-        with faults(self.uri, WRITABLE):
-            return self._merge(KEY).when_matched_delete().execute(keys)["num_deleted_rows"]
+        return self._merge(KEY, keys, lambda merge: merge.when_matched_delete())["num_deleted_rows"]
 
     def remove_unchanged(self, rows: pa.Table) -> int:
         """Take out the rows that are as these say, which others may have renewed meanwhile; how many there were.
@@ -239,8 +256,7 @@ class GalleryStore:
         """
         if not len(rows):
             return 0
-        with faults(self.uri, WRITABLE):
-            return self._merge(rows.column_names).when_matched_delete().execute(rows)["num_deleted_rows"]
+        return self._merge(rows.column_names, rows, lambda merge: merge.when_matched_delete())["num_deleted_rows"]
 
     def add_columns(self, columns: Mapping[str, pa.DataType]) -> None:
         """Add the user's columns that the gallery has not, null in all rows.

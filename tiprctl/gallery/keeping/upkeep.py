@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import count
-from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, ConflictError, faults
+from tiprctl.gallery.keeping.engine import UNREADABLE, WRITABLE, faults
 from tiprctl.gallery.keeping.schema import KEY, user_columns
 from tiprctl.gallery.keeping.store import GalleryStore
 
-T = TypeVar("T")
 _KEPT = timedelta(hours=1)
 """How long an old version stays for who reads it."""
-_ATTEMPTS, _PATIENCE = 5, 60.0
-"""How often at least, and how many seconds, a change is tried that others are in the way of."""
-_LONGEST_PAUSE = 1.0
-"""In seconds, between two attempts."""
 _FILE_ROWS = 1 << 20
 """How many rows Lance keeps in a data file."""
 _SPARE = 32
 """How many files more than the rows need, and versions of long ago, are let be: joining them rewrites rows."""
-
-
-def settled(store: GalleryStore, change: Callable[[], T]) -> T:
-    """What `change` returns, begun anew on the newest version where other writers were quicker.
-
-    Raises:
-        EngineError: it fails for another reason, or the others leave it no time.
-    """
-    # Without a seed, since two processes in each other's way must draw different pauses.
-    begun, generator = time.monotonic(), np.random.default_rng()
-    for attempt in count(1):
-        store.refresh()
-        try:
-            return change()
-        except ConflictError:
-            if attempt >= _ATTEMPTS and time.monotonic() - begun > _PATIENCE:
-                raise
-        time.sleep(generator.uniform(0, min(0.05 * 2**attempt, _LONGEST_PAUSE)))
 
 
 def untidy(store: GalleryStore) -> str | None:

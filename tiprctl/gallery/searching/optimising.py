@@ -9,8 +9,9 @@ import numpy as np
 
 from tiprctl.gallery.keeping import upkeep
 from tiprctl.gallery.keeping.engine import EngineError, ObstacleError
+from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore
-from tiprctl.gallery.keeping.upkeep import settled, untidy
+from tiprctl.gallery.keeping.upkeep import untidy
 from tiprctl.gallery.searching.calibration import calibrate
 from tiprctl.gallery.searching.finding import EXACT_ROWS
 from tiprctl.gallery.searching.vector_index import (
