@@ -33,7 +33,7 @@ ROWS = (1_000_000, 100_000_000, 1_000_000_000)
 FRAGMENT = 8192
 """Rows of a file that a cluster's task writes."""
 HOURS = 3600
-PLACE_BYTES = 8
+PLACE_BYTES = 4
 """Of a path among those that the driver of a job knows, beside its digest and the stamp of its file."""
 
 

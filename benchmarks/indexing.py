@@ -183,7 +183,8 @@ def shortfalls(taken: Sequence[Rates], peaks: Mapping[int, Mapping[str, float]])
         for one in taken
         if is_slow(one) and one.share < GOAL
     ]
-    first, last = (max(peaks[rows]["adding"], peaks[rows]["adding again"]) for rows in (min(peaks), max(peaks)))
+    first, largest = peaks[min(peaks)]["adding"], peaks[max(peaks)]
+    last = max(largest["adding"], largest["adding again"])
     if last > FLAT * first:
         missed.append(f"{max(peaks):,} rows take {last / first:.2f} times the memory of {min(peaks):,}, above {FLAT}.")
     return missed
@@ -212,7 +213,7 @@ def main() -> int:
         for name in chosen.models
     ]
     peaks = {rows: memory(rows) for rows in sorted(chosen.rows)}
-    smallest = next(iter(peaks.values()))["adding"]
+    smallest = peaks[min(peaks)]["adding"]
     lines = [line for one in taken for line in _lines(one)]
     for rows, peak in peaks.items():
         for step in ("adding", "adding again"):
