@@ -267,8 +267,13 @@ def test_a_compaction_that_began_before_a_commit_is_begun_anew(store, monkeypatc
     assert len(lance.dataset(store.uri).get_fragments()) == 1
 
 
-def test_a_writer_with_a_stale_view_finds_the_committed_rows(store):
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_writer_with_a_stale_view_finds_the_committed_rows(store, monkeypatch, indexed):
+    if indexed:
+        upkeep.index_scalars(store)
+        store.refresh()
     stale = GalleryStore.open(store.uri)
+    monkeypatch.setattr(stale, "refresh", lambda: None)
     Committer(store).commit([written(store, "/a", "/b")])
     stale.put(pa.table({"path": ["/b", "/c"], "vector": [[0.0, 1.0, 0.0]] * 2}))
     assert paths_of(store.uri) == ["/a", "/b", "/c"]
