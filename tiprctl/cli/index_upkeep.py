@@ -59,7 +59,7 @@ def remove(
     Both together take out the rows below the paths of which the expression holds.
     It asks first; a script says --yes, unless it names each image itself.
     """
-    from tiprctl.gallery.keeping.removing import rows_of
+    from tiprctl.gallery.keeping.removing import remove_chosen, rows_of
     from tiprctl.gallery.keeping.store import GalleryStore
 
     if not paths and where is None:
@@ -68,15 +68,18 @@ def remove(
     chosen = rows_of(store, paths or [], where)
     for path in chosen.missing:
         render.warning(f"No row to remove: {path}")
-    if not chosen.keys:
+    for path in chosen.unmatched:
+        render.warning(f"No row at or below {path} passes --where")
+    if paths and set(paths) == set(chosen.missing):
         raise InputError(
             "There is no such row in the gallery", where=gallery, remedy="tiprctl index status tells more."
         )
-    if not yes:
+    if chosen.keys and not yes:
         _confirm(chosen, len(store))
-    removed = store.remove(chosen.keys)
+    removed = remove_chosen(store, chosen, paths or [], where)
     if json:
-        render.result_json({"gallery": gallery, "removed": removed, "rows": len(store), "missing": chosen.missing})
+        document = {"gallery": gallery, "removed": removed, "rows": len(store)}
+        render.result_json({**document, "missing": chosen.missing, "unmatched": chosen.unmatched})
     else:
         render.result_line(f"{gallery}: {removed:,} removed; {len(store):,} rows")
 

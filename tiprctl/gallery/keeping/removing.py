@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,18 @@ from tiprctl.gallery.keeping.store import GalleryStore
 
 @dataclass(frozen=True)
 class Chosen:
-    """The paths of the rows, what was named that no row is of, and how many rows were not named themselves."""
+    """The rows to remove, and what was named in vain.
+
+    Attributes:
+        keys: the paths of the rows.
+        missing: what was named at or below which there is no row.
+        unmatched: what was named at or below which there are rows, but none of which the expression holds.
+        unnamed: how many of the rows were not named themselves.
+    """
 
     keys: list[str]
     missing: list[str]
+    unmatched: list[str]
     unnamed: int
 
 
@@ -51,8 +59,38 @@ def rows_of(store: GalleryStore, paths: Sequence[str], where: str | None) -> Cho
                 met.add(path)
             chosen |= hits
         keys += batch[KEY].filter(pa.array(chosen)).to_pylist()
+    vain = {path: spellings for path, spellings in named.items() if path not in met}
+    unmatched = [] if where is None else _with_rows(store, vain)
     spelt = set().union(*named.values())
-    return Chosen(keys, [path for path in named if path not in met], sum(key not in spelt for key in keys))
+    return Chosen(
+        keys, [path for path in vain if path not in unmatched], unmatched, sum(key not in spelt for key in keys)
+    )
+
+
+def remove_chosen(store: GalleryStore, chosen: Chosen, paths: Sequence[str], where: str | None) -> int:
+    """Take out the rows that were chosen and are still chosen on the newest version; how many there were.
+
+    Others may have described rows anew since they were chosen, such as while the user was asked.
+
+    Args:
+        paths, where: what the rows were chosen by, as for `rows_of`.
+
+    Raises:
+        EngineError: the gallery cannot be written. Nothing was removed.
+    """
+    if where is None:
+        return store.remove(chosen.keys)
+    store.refresh()
+    still = set(rows_of(store, paths, where).keys)
+    return store.remove([key for key in chosen.keys if key in still])
+
+
+def _with_rows(store: GalleryStore, named: Mapping[str, Collection[str]]) -> list[str]:
+    """The paths, of these with their spellings, at or below which there is a row."""
+    found = set()
+    for batch in store.scan([KEY]) if named else ():
+        found.update(path for path, spellings in named.items() if _at_or_below(batch[KEY], spellings).any())
+    return [path for path in named if path in found]
 
 
 def _at_or_below(keys: pa.Array, spellings: Collection[str]) -> np.ndarray:
