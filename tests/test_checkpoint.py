@@ -147,7 +147,7 @@ def test_a_published_clip_file_can_be_used_as_it_is(tmp_path):
 
 def test_the_newest_finished_run_is_the_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"no finished run[\s\S]*tiprctl train[\s\S]*CLIP, as ViT-B-16/openai"):
+    with pytest.raises(UsageError, match=r"no finished run[\s\S]*--model ViT-B-16/openai[\s\S]*tiprctl train"):
         find_source(None)
     make_run(tmp_path / "runs" / "b", 200)
     make_run(tmp_path / "runs" / "a", 100)

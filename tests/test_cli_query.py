@@ -625,7 +625,9 @@ def test_a_missing_run_is_explained(crops, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run("red", "--gallery", crops)
     assert done.exit_code == 2
-    assert "There is no finished run to use\n  runs\n  Train one (tiprctl train)" in done.stderr
+    said = f"There is no finished run to use\n  {tmp_path / 'runs'}\n  Name a run, an export or a pretrained CLIP"
+    assert said in done.stderr
+    assert "--model ViT-B-16/openai), or train one: tiprctl train." in done.stderr
 
 
 @pytest.fixture

@@ -37,8 +37,9 @@ def find_source(source: str | Path | None) -> Path | None:
         if run is None:
             raise UsageError(
                 "There is no finished run to use",
-                where=RUNS,
-                remedy="Train one (tiprctl train), or name a pretrained CLIP, as ViT-B-16/openai.",
+                where=RUNS.absolute(),
+                remedy="Name a run, an export or a pretrained CLIP (query, index: --model ViT-B-16/openai), "
+                "or train one: tiprctl train.",
             )
         return run.checkpoint
     if path.is_dir():
