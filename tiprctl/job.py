@@ -71,7 +71,7 @@ def tell_once(tell: Callable[[], object]) -> None:
 
 @contextmanager
 def termination(last_word: Callable[[], object]) -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`.
+    """Within the block SIGTERM raises `Terminated`; after an error it does nothing, so that the error can be told.
 
     A process that waits on its device for one that is lost never hears of it: after `GRACE` seconds `last_word` is
     called from beside it, and it ends with 1.
@@ -93,11 +93,19 @@ def termination(last_word: Callable[[], object]) -> Iterator[None]:
     handler, descriptor = signal.signal(signal.SIGTERM, raise_in_main), signal.set_wakeup_fd(ringing.fileno())
     try:
         yield
+    except BaseException:
+        # torchrun sends it, too, to those who are about to tell that another was killed.
+        handler = _let_be
+        raise
     finally:
         over.set()
         signal.set_wakeup_fd(descriptor)
         signal.signal(signal.SIGTERM, handler)
         ringing.close()
+
+
+def _let_be(number: int, frame: object) -> None:
+    """Take no notice of a signal; unlike SIG_IGN, what is started from here does not inherit it."""
 
 
 def _store():
