@@ -265,5 +265,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     finally:
-        # The interpreter would look through all that is there for garbage, which takes a tenth of a query's time.
-        gc.freeze()
+        # The interpreter would look through all that is there for garbage, which takes a tenth of a query's time. What
+        # torch loads tells of leaks without that.
+        if "torch" not in sys.modules:
+            gc.freeze()
