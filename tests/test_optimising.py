@@ -196,13 +196,34 @@ def test_an_index_that_was_not_calibrated_is_not_used(store, dropped):
     if dropped:
         upkeep.drop_indexes(store)
         upkeep.index_scalars(store)
-    vector_index.drop_others(store, vector_index.build(store))
+    vector_index.build(store)
+    vector_index.keep_newest(store)
     store.refresh()
     assert needed(store) == "its index was not calibrated"
     assert find(store, unit(1), 3)[0].exact
     assert optimise(store).index == "built"
     assert needed(store) is None
     assert not find(store, unit(1), 3)[0].exact
+
+
+def test_processes_that_build_at_once_keep_the_same_index(store):
+    one, other = GalleryStore.open(store.uri), GalleryStore.open(store.uri)
+    built = [vector_index.build(process).index for process in (one, other)]
+    for process in (one, other):
+        settling.settled(process, lambda process=process: vector_index.keep_newest(process))
+    store.refresh()
+    (kept,) = [index.name for index in store.dataset.describe_indices() if index.field_names == ["vector"]]
+    assert kept == max(built)
+    assert optimise(store).index == "built" and needed(store) is None
+
+
+def test_an_index_that_another_process_has_dropped_is_a_conflict(store):
+    other = GalleryStore.open(store.uri)
+    upkeep.drop_indexes(store)
+    with pytest.raises(ConflictError):
+        upkeep.drop_indexes(other)
+    settling.settled(other, lambda: upkeep.drop_indexes(other))
+    assert other.dataset.describe_indices() == []
 
 
 def test_an_index_serves_until_the_next_is_there(store, monkeypatch):

@@ -259,6 +259,11 @@ def test_the_name_of_a_gallery_says_nothing_of_its_faults(name, tmp_path):
     assert type(caught.value) is EngineError
 
 
+def test_an_interrupt_while_rows_are_read_is_no_damage():
+    with pytest.raises(KeyboardInterrupt), faults("/g.lance", ""):
+        raise pa.ArrowInvalid("External error: KeyboardInterrupt: ")
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -33,6 +33,9 @@ _CAUSES = {
 """What the system's errors mean, and what to do."""
 _NEWER = ("Please upgrade Lance", "Unknown Lance storage version")
 _OTHERS = re.compile(r"commit conflict|contention|too many concurrent|concurrent(ly)? (transaction|modif|creat)", re.I)
+_INTERRUPTED = "External error: KeyboardInterrupt"
+"""How Lance tells of a Ctrl-C while it hands over rows."""
+_GONE = re.compile(r"index not found", re.I)
 _KEPT = "what was committed is kept."
 WRITABLE = f"{_FULL} or give access to it, then give the same command again: {_KEPT}"
 """The remedy where a gallery cannot be written and nothing tells why."""
@@ -76,6 +79,8 @@ def faults(uri: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         # The errors of pyarrow are among these kinds.
+        if _INTERRUPTED in str(error):
+            raise KeyboardInterrupt from error
         raise _engine_error(error, uri, remedy) from error
     except BaseException as error:
         # A panic in its native code is no Exception, and its class cannot be imported.
@@ -111,7 +116,7 @@ def _engine_error(error: BaseException, uri: str, remedy: str) -> EngineError:
     if any(sign in told for sign in _NEWER):
         what = f"The gallery was written by a newer Lance than this program has: {brief(error)}"
         return ObstacleError(what, where=uri, remedy="Upgrade tiprctl: pip install --upgrade tiprctl pylance.")
-    if _OTHERS.search(told):
+    if _OTHERS.search(told) or _GONE.search(told):
         what = f"Other processes are writing the gallery, in conflict with this one: {brief(error)}"
         return ConflictError(what, where=uri, remedy=f"Wait until they are done, then give the command again: {_KEPT}")
     return EngineError(f"The gallery's engine failed: {brief(error)}", where=uri, remedy=remedy)

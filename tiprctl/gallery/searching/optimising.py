@@ -18,9 +18,10 @@ from tiprctl.gallery.searching.vector_index import (
     LEAST_RECALL,
     Tuning,
     build,
-    drop_others,
     extend,
     indexed_rows,
+    is_present,
+    keep_newest,
     read_tuning,
     write_tuning,
 )
@@ -147,13 +148,16 @@ def _optimise_vectors(
                 return "extended", tuned
     notes("Building the vector index")
     built = settled(store, lambda: build(store))
-    settled(store, lambda: drop_others(store, built))
+    settled(store, lambda: keep_newest(store))
     return "built", _tune(store, built, probes, notes)
 
 
 def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes: Callable[[str], None]) -> Tuning:
-    notes("Measuring its recall")
     store.refresh()
+    if not is_present(store, tuning):
+        notes("Another process has put an index in its place")
+        return tuning
+    notes("Measuring its recall")
     tuned = calibrate(store, tuning, probes)
     settled(store, lambda: write_tuning(store, tuned))
     if not tuned.suffices:

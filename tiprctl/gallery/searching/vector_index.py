@@ -83,13 +83,19 @@ def read_tuning(store: GalleryStore) -> Tuning | None:
 
 def write_tuning(store: GalleryStore, tuning: Tuning) -> None:
     """Have the gallery remember it, unless its index is there no more."""
-    if tuning.index in (one.name for one in _present(store)):
+    if is_present(store, tuning):
         store.set_settings({_SETTING: json.dumps(asdict(tuning))})
+
+
+def is_present(store: GalleryStore, tuning: Tuning) -> bool:
+    """Whether the index is still there: another process may have put one in its place."""
+    return tuning.index in (one.name for one in _present(store))
 
 
 def build(store: GalleryStore) -> Tuning:
     """Lay out the partitions of all rows, in an index beside the one that there is, which serves until then."""
-    tuning = Tuning(f"vector_{uuid4().hex}", trained_rows=len(store), partitions=max(1, isqrt(len(store))))
+    name = f"vectors_{store.dataset.version:012}_{uuid4().hex}"
+    tuning = Tuning(name, trained_rows=len(store), partitions=max(1, isqrt(len(store))))
     with faults(store.uri, WRITABLE):
         store.dataset.create_index(
             VECTOR,
@@ -102,18 +108,18 @@ def build(store: GalleryStore) -> Tuning:
     return tuning
 
 
-def drop_others(store: GalleryStore, tuning: Tuning) -> None:
-    """Do without all vector indexes but this one."""
+def keep_newest(store: GalleryStore) -> None:
+    """Do without all vector indexes but the one that was begun last: processes that build at once keep the same."""
     with faults(store.uri, WRITABLE):
-        for one in _present(store):
-            if one.name != tuning.index:
-                store.dataset.drop_index(one.name)
+        for name in sorted(one.name for one in _present(store))[:-1]:
+            store.dataset.drop_index(name)
 
 
 def extend(store: GalleryStore, tuning: Tuning) -> None:
-    """Give the rows that the index lacks to its partitions, which stay as they are."""
-    with faults(store.uri, _REPAIR):
-        store.dataset.optimize.optimize_indices(index_names=[tuning.index])
+    """Give the rows that the index lacks to its partitions, which stay as they are, if it is still there."""
+    if is_present(store, tuning):
+        with faults(store.uri, _REPAIR):
+            store.dataset.optimize.optimize_indices(index_names=[tuning.index])
 
 
 def warm(store: GalleryStore, tuning: Tuning) -> None:
