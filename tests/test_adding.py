@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from colours import MeanColour, paint, unit
 from pyarrow import csv, parquet
 
 from tiprctl.errors import InputError, UsageError
-from tiprctl.gallery.filling import writing
+from tiprctl.gallery.filling import bringing, writing
 from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Reading, add, describe_again, sync
 from tiprctl.gallery.filling.bringing import bring
 from tiprctl.gallery.filling.inputs import read_input
@@ -361,6 +362,41 @@ def test_a_gallery_remembers_how_a_folder_is_described_and_what_is_unfinished(cr
     version = store.dataset.version
     bring(store, origin, list_images(crops), MeanColour(), reading, drop=True)
     assert store.dataset.version == version
+
+
+def test_a_pattern_that_matches_no_row_is_refused_before_it_takes_what_was_told(crops, store):
+    paint(crops / "odd.png")
+    origin = Origin(crops.as_posix(), camera_from="{camera}/?.png")
+    bring(store, origin, list_images(crops), MeanColour(), Reading(origin.describer()))
+    before = rows(store, "camera")
+    mistaken = replace(origin, camera_from="x{camera}/?.png")
+    with pytest.raises(UsageError, match="does not match"):
+        bring(store, mistaken, list_images(crops), MeanColour(), Reading(mistaken.describer()))
+    assert rows(store, "camera") == before and remembered(store) == [Remembered(origin)]
+    narrow = replace(origin, camera_from="{camera}/0.png")
+    (unmatched,) = bring(store, narrow, list_images(crops), MeanColour(), Reading(narrow.describer())).unmatched
+    assert unmatched.count == sum(camera is None for (camera,) in rows(store, "camera").values()) > 0
+
+
+def test_what_another_process_says_meanwhile_is_kept_and_told_by_the_next(crops, store, monkeypatch):
+    bring(store, Origin(crops.as_posix()), list_images(crops), MeanColour(), Reading())
+    ours, theirs = (Origin(crops.as_posix(), camera_from=text) for text in ("{camera}/*", "*{camera}.png"))
+    rivals = [theirs]
+
+    def overtaken(opened: GalleryStore, *given: object) -> int:
+        described = describe_again(opened, *given)
+        if rivals:
+            other = GalleryStore.open(opened.uri)
+            origin = rivals.pop()
+            bring(other, origin, list_images(crops), MeanColour(), Reading(origin.describer()))
+        return described
+
+    monkeypatch.setattr(bringing, "describe_again", overtaken)
+    bring(store, ours, list_images(crops), MeanColour(), Reading(ours.describer()))
+    assert remembered(store) == [Remembered(theirs, outdated=True)]
+    bring(store, theirs, list_images(crops), MeanColour(), Reading(theirs.describer()))
+    assert remembered(store) == [Remembered(theirs)]
+    assert rows(store, "camera")["b/1.png"] == ("1",)
 
 
 def test_a_folder_described_otherwise_is_described_anew(crops, store):

@@ -189,6 +189,11 @@ def test_both_a_path_and_an_expression_narrow_the_choice(home, loaded):
         (["add", "s3://bucket/crops", "--gallery", "g.lance"], 2, "Add --engine ray"),
         (["add", "crops", "--gallery", "g.lance", "--address", "auto"], 2, "Add --engine ray"),
         (["add", "nowhere", "--gallery", "g.lance"], 3, "There is no such folder"),
+        (["add", "", "--gallery", "g.lance"], 2, "It is empty"),
+        (["sync", "", "--gallery", "g.lance"], 2, "It is empty"),
+        (["add", "crops", "--gallery", ""], 2, "It is empty"),
+        (["add", "crops", "--gallery", "g.lance", "--camera-from", ""], 2, "it is empty"),
+        (["add", "crops", "--gallery", "g.lance", "--time-from", ""], 2, "it is empty"),
         (["sync", "crops/cam_a/20261101_0830.png", "--gallery", "g.lance"], 2, "takes a folder"),
         (["status", "--gallery", "none.lance"], 3, "There is no gallery"),
         (["status"], 2, "--gallery"),
@@ -322,6 +327,18 @@ def test_a_table_that_grows_with_a_watched_folder_is_read_again(home, loaded):
         assert sorted(filter(None, (row["shift"] for row in rows("shift")))) == shifts
         paint(Path("crops/new.png"))
         Path("shifts.csv").write_text("path,shift\ncam_a/20261101_0830.png,early\nnew.png,late\n")
+
+
+def test_what_is_said_of_a_watched_folder_meanwhile_counts(home, loaded):
+    session = open_session(IndexOptions("crops", "g.lance", None, "cam_{camera}/*", None, None, None, None))
+    watch = open_session(IndexOptions("crops", "g.lance", None, None, None, None, None, None))
+    session.bring(reading_of(8, None))
+    watch.bring(reading_of(8, None), listing=list_images("crops"))
+    assert {row["camera"] for row in rows("camera")} == {"a", "b"}
+    run("add", "crops", "--gallery", "g.lance", "--camera-from", "{camera}/*")
+    paint(Path("crops/cam_c/new.png"))
+    watch.bring(reading_of(8, None), listing=list_images("crops"))
+    assert {row["camera"] for row in rows("camera")} == {"cam_a", "cam_b", "cam_c"}
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda table: table.write_text('path,shift\n"half')])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tiprctl.cli import render
-from tiprctl.cli.index_session import GalleryName, IndexOptions, open_session, reading_of
+from tiprctl.cli.index_session import GalleryName, IndexOptions, named, open_session, reading_of
 from tiprctl.cli.options import Device, Json, Workers
 from tiprctl.errors import UsageError
 from tiprctl.gallery.keeping.places import is_remote
@@ -46,7 +46,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="How many images the model t
 
 
 def add(
-    source: Annotated[str, typer.Argument(metavar="DIR|LIST", help="A folder, an image, or a list of images.")],
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|LIST", callback=named, help="A folder, an image, or a list of images.")
+    ],
     gallery: GalleryName,
     model: Model = None,
     camera_from: CameraFrom = None,
@@ -98,7 +100,9 @@ def add(
 
 
 def sync(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder that the gallery is to match.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", callback=named, help="The folder that the gallery is to match.")
+    ],
     gallery: GalleryName,
     model: Model = None,
     camera_from: CameraFrom = None,
@@ -128,7 +132,7 @@ def sync(
 
 
 def watch(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder that is filled.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", callback=named, help="The folder that is filled.")],
     gallery: GalleryName,
     model: Model = None,
     camera_from: CameraFrom = None,

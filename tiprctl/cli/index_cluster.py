@@ -49,8 +49,8 @@ def add_with_ray(
     reading = reading_of(batch_size, None, session.describer)
     loaded = partial(_loaded, absolute(options.model or store.identity.source), options.device)
     listing = session.images.listing if session.images else None
-    unmatched = check_patterns(session.describer, keys, new=not store.has_below(root))
     begun = begin(store, origin, "add")
+    unmatched = check_patterns(session.describer, keys, new=begun.outdated or not store.has_below(root))
     remember(store, begun)
     try:
         changes = embed(store, root, images, loaded, model.image_size, reading, address=address)
@@ -96,7 +96,7 @@ def _open(options: IndexOptions) -> tuple[Session, str, Iterable[ImageFile], Ite
     first = list(islice(images, _FIRST))
     keys = [key_of(root, image.path) for image in first]
     store = open_store(options, known, model, describer, keys)
-    return Session(store, model, origin, describer, None), root, chain(first, images), keys
+    return Session(store, model, origin, describer, None, options), root, chain(first, images), keys
 
 
 def _loaded(source: str, device: str | None) -> VectorModel:

@@ -35,7 +35,17 @@ PROBES = [
 ]
 """Descriptions by which the recall for sentences is measured: they lie elsewhere in the space than images."""
 
-GalleryName = Annotated[str, typer.Option("--gallery", help="The gallery, as gallery.lance or s3://bucket/it.lance.")]
+
+def named(value: str) -> str:
+    """Refuse an empty name, as of a variable that is not set: it would mean the working folder."""
+    if not value.strip():
+        raise typer.BadParameter("It is empty. The working folder is named by a dot.")
+    return value
+
+
+GalleryName = Annotated[
+    str, typer.Option("--gallery", callback=named, help="The gallery, as gallery.lance or s3://bucket/it.lance.")
+]
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,20 @@ class Session:
     origin: Origin
     describer: Describer
     images: Input | None
+    options: IndexOptions
 
     def bring(
         self, reading: Reading, *, listing: Listing | None = None, drop: bool = False, drop_many: bool = False
     ) -> Changes:
-        """Bring the gallery up to date with the images, or with those of another listing of the same folder."""
+        """Bring the gallery up to date with the images, or with those of another listing of the same folder.
+
+        Of another listing, what was said of the folder since the session began counts.
+        """
         from tiprctl.gallery.filling.adding import EmbeddingInterrupted
         from tiprctl.gallery.filling.bringing import bring
 
         if listing is not None:
-            self._read_table_again()
+            self._describe_as_said_now()
         try:
             return bring(
                 self.store,
@@ -85,13 +99,17 @@ class Session:
             render.warning(f"{interrupt}; the same command goes on from there.")
             raise
 
-    def _read_table_again(self) -> None:
-        """Take the table of metadata as it is now, since it may grow with the folder that is watched.
+    def _describe_as_said_now(self) -> None:
+        """Take what other commands said of the folder, and the table of metadata, which may grow with the folder.
 
         Where it cannot be read, as while it is being written, it is told of and the former one is kept.
         """
+        from tiprctl.gallery.filling.inputs import root_of
+
         try:
-            origin = self.origin.as_read()
+            self.store.refresh()
+            root = root_of(Path(self.options.source))
+            origin = describe_origin(self.options, self.store, self.origin.name, root)
             if origin != self.origin:
                 self.origin, self.describer = origin, origin.describer(types=self.store.user_types)
         except (InputError, UsageError) as error:
@@ -152,7 +170,7 @@ def open_session(options: IndexOptions, *, allow_empty: bool = False, watching: 
     for name in superseded(store, origin):
         render.warning(f"What was said of {name} is forgotten: its images are described as those of {origin.name}.")
     render.note(f"Images: {len(images.listing.images):,} in {options.source}; gallery: {len(store):,} rows")
-    return Session(store, model, origin, describer, images)
+    return Session(store, model, origin, describer, images, options)
 
 
 def find_store(options: IndexOptions) -> GalleryStore | None:

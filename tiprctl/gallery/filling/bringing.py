@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tiprctl.gallery.filling.adding import Changes, Progress, Reading, add, describe_again, sync
+from tiprctl.gallery.filling.adding import Changes, Progress, Reading, add, check_patterns, describe_again, sync
 from tiprctl.gallery.filling.listing import Listing
 from tiprctl.gallery.filling.origins import Origin, Remembered, forget, recall, recall_for, remember
 from tiprctl.gallery.keeping.places import parents
@@ -31,15 +31,18 @@ def bring(
     Where the origin describes its images otherwise than before, those that have a row are described anew.
 
     Raises:
-        As `add` and `sync`.
+        UsageError: a pattern that is new matches no image at all. As `add` and `sync` otherwise.
     """
     begun = begin(store, origin, "sync" if drop else "add")
+    unmatched = check_patterns(reading.describer, listing.known_as, new=listing.whole) if begun.outdated else None
     watched = replace(reading, progress=_remembering(store, begun, reading.progress))
     if drop:
         changes = sync(store, listing, model, watched, drop_many=drop_many)
     else:
         changes = add(store, listing, model, watched)
     end(store, begun, origin, listing, reading, changes)
+    if unmatched is not None:
+        changes.unmatched = unmatched
     return changes
 
 
@@ -49,6 +52,7 @@ def begin(store: GalleryStore, origin: Origin, command: str) -> Remembered:
     Rows of a folder that is told of for the first time were described otherwise, if what is told are patterns.
     Its table counts as the one that was read before, so that a command which ends early has not told a new one.
     """
+    store.refresh()
     before = recall_for(origin.name, store.settings())
     if before is None:
         # What is there was described by none, or by one of a folder below.
@@ -64,7 +68,8 @@ def end(
     """Describe the rows anew that were left as they were, where the origin tells otherwise than before; remember that
     it came to its end.
 
-    Of a table that is new, only its columns are told. A list may have one for rows that another origin describes.
+    Of a table that is new, only its columns are told. A list may have one for rows that another origin describes. What
+    another process has said of it meanwhile is not overwritten: rows are then described anew by the next command.
 
     Args:
         listing: the images; None where they cannot be looked at, so that it is left to another time.
@@ -81,7 +86,10 @@ def end(
         forgotten = superseded(store, origin)
         changes.described = describe_again(store, listing, reading, columns)
         forget(store, forgotten)
-    remember(store, Remembered(origin))
+    store.refresh()
+    said = recall(store.settings()).get(origin.name)
+    otherwise = said is not None and not said.origin.tells_as(origin)
+    remember(store, replace(said, outdated=True) if otherwise else Remembered(origin))
     return True
 
 

@@ -57,9 +57,9 @@ class Origin:
             UsageError: a pattern is none, or a column has the name of one of ours.
             InputError: the file is damaged, or has values that the gallery's types cannot tell.
         """
-        camera = PathPattern.parse(self.camera_from, "camera") if self.camera_from else None
+        camera = PathPattern.parse(self.camera_from, "camera") if self.camera_from is not None else None
         time = self.time_from
-        if time and time != EXIF:
+        if time is not None and time != EXIF:
             time = PathPattern.parse(time, "time")
         if self.metadata:
             table = MetadataTable.read(Path(self.metadata), self.metadata_root or self.name)
