@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from pages import ROOT, broken_links, read_arguments, shown_commands
 
+from tiprctl.gallery.filling import walking
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.keeping import schema
 from tiprctl.gallery.keeping.expression import compiled
@@ -61,7 +62,9 @@ def test_patterns_read_what_the_page_says(path, options, read):
 
 
 def test_the_expressions_of_the_page_can_be_asked():
-    store = GalleryStore.in_memory(ModelIdentity("f", 4, "float32", "", ""), {"pid": pa.int64(), "note": pa.string()})
+    store = GalleryStore.in_memory(
+        ModelIdentity("f", 4, "float32", "", ""), {"pid": pa.int64(), "note": pa.string(), "day": pa.date32()}
+    )
     (text,) = re.findall(r"^- \*\*`--where`\*\* .*?(?=^- )", GALLERY, re.MULTILINE | re.DOTALL)
     expressions = [text for text in re.findall(r"`([^`]+)`", text) if " " in text]
     assert len(expressions) >= 5
@@ -74,4 +77,5 @@ def test_the_figures_of_the_page_are_those_of_the_code():
     assert f"or {finding.EXACT_ROWS:,} of them, are not in it" in GALLERY
     assert optimising.UNINDEXED_SHARE == 0.1
     assert f"a cosine of {similar.SIMILAR} or more" in GALLERY
+    assert all(f"`{ending}`" in GALLERY for ending in walking.IMAGE_SUFFIXES)
     assert f"is to be {optimising.LEAST_RECALL} at least" in GALLERY

@@ -58,7 +58,7 @@ def query(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A run, a checkpoint, or a pretrained CLIP.",
+            help="A run, a checkpoint, an export or a pretrained CLIP.",
             show_default="the gallery's own, else the newest finished run",
         ),
     ] = None,
@@ -84,7 +84,8 @@ def query(
     tiprctl query --queries sentences.txt --gallery crops/ --csv found.csv
     tiprctl query "red coat" --gallery crops/ --model runs/scvd --rerank 50
 
-    The sentence weighs 1, and so do --like, --plus and --minus unless a weight follows: hat^0.5.
+    The sentence always weighs 1. So do --like, --plus and --minus, unless a weight follows: hat^0.5.
+    A ^ in the sentence is text (for another weight give it as --plus), and so is one that no number follows.
 
     Crops of a folder are embedded once: later queries embed only what is new or changed.
     """
