@@ -92,6 +92,19 @@ def test_writers_that_bring_the_same_at_once_double_no_row(writers, told):
     assert len(paths(writers[0])) == len(set(paths(writers[0]))) == 21
 
 
+def test_writers_that_add_the_same_columns_and_settings_at_once_agree(writers):
+    def tell(store: GalleryStore) -> None:
+        for number in range(5):
+            store.add_columns({f"column_{number}": pa.int64()})
+            store.set_settings({f"name_{number}": "value"})
+
+    with ThreadPoolExecutor(2) as processes:
+        list(processes.map(tell, writers))
+    writers[0].refresh()
+    assert list(writers[0].user_types) == [f"column_{number}" for number in range(5)]
+    assert writers[0].settings() == {f"name_{number}": "value" for number in range(5)}
+
+
 def test_what_another_process_told_since_stays_where_rows_lack_it(writers, monkeypatch):
     one, other = writers
     monkeypatch.setattr(other, "refresh", lambda: None)

@@ -19,7 +19,6 @@ from tiprctl.gallery.filling.adding import Changes, EmbeddingInterrupted, Readin
 from tiprctl.gallery.filling.embedding import ReadImage
 from tiprctl.gallery.filling.listing import ImageFile
 from tiprctl.gallery.filling.metadata import Describer
-from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore, Written
 from tiprctl.vector_model import VectorModel
 
@@ -76,8 +75,7 @@ def add_with_ray(
         EngineError: the gallery cannot be written. TiprError: the workers failed.
     """
     reading = reading or Reading()
-    # Another process may be adding the same columns at this moment.
-    settled(store, lambda: store.add_columns(reading.describer.types))
+    store.add_columns(reading.describer.types)
     store.refresh()
     with connected(address) as ray:
         job = _Job(ray, store, root, reading, layout or Layout(), load_model, image_size)

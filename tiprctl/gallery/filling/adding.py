@@ -26,7 +26,6 @@ from tiprctl.gallery.filling.work import Work
 from tiprctl.gallery.filling.writing import RowWriter
 from tiprctl.gallery.keeping.places import key_of
 from tiprctl.gallery.keeping.schema import KEY, STAMP
-from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore
 from tiprctl.vector_model import VectorModel
 
@@ -174,8 +173,7 @@ def check_patterns(describer: Describer, keys: Iterable[str], *, new: bool) -> l
 
 def _prepared(store: GalleryStore, listing: Listing, model: VectorModel, reading: Reading) -> Inventory:
     store.check_model(model)
-    # Another process may be adding the same columns at this moment.
-    settled(store, lambda: store.add_columns(reading.describer.types))
+    store.add_columns(reading.describer.types)
     store.refresh()
     return Inventory(listing)
 

@@ -16,7 +16,6 @@ from tiprctl.gallery.filling.inputs import TABLES
 from tiprctl.gallery.filling.metadata import EXIF, Describer, MetadataTable
 from tiprctl.gallery.filling.patterns import PathPattern
 from tiprctl.gallery.keeping.places import parents
-from tiprctl.gallery.keeping.settling import settled
 from tiprctl.gallery.keeping.store import GalleryStore
 
 _SETTING = "origin:"
@@ -149,10 +148,9 @@ def remember(store: GalleryStore, what: Remembered) -> None:
     """Keep it in the gallery, unless it is kept already."""
     name, value = _SETTING + what.origin.name, json.dumps(asdict(what), sort_keys=True)
     if store.settings().get(name) != value:
-        # Another process may be remembering the same at this moment.
-        settled(store, lambda: store.set_settings({name: value}))
+        store.set_settings({name: value})
 
 
 def forget(store: GalleryStore, names: Sequence[str]) -> None:
     """Forget the origins of these names."""
-    settled(store, lambda: store.drop_settings([_SETTING + name for name in names]))
+    store.drop_settings([_SETTING + name for name in names])

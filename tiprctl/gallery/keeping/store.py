@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lance import LanceDataset
     from lance.dataset import MergeInsertBuilder
 
+T = TypeVar("T")
 SETTING = "tiprctl."
 """What the names of our settings in a dataset's configuration begin with."""
 _READ_AHEAD = 1 << 25
@@ -226,11 +227,19 @@ class GalleryStore:
         """
 
         def merge() -> Mapping[str, int]:
-            with faults(self.uri, WRITABLE):
-                begun = self.dataset.merge_insert(on).use_index(False)
-                return change(begun.retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)).execute(rows)
+            begun = self.dataset.merge_insert(on).use_index(False)
+            return change(begun.retry_timeout(_PATIENCE).conflict_retries(_ATTEMPTS)).execute(rows)
 
-        return settled(self, merge)
+        return self._changed(merge)
+
+    def _changed(self, change: Callable[[], T]) -> T:
+        """What a change returns, made to the newest version."""
+
+        def made() -> T:
+            with faults(self.uri, WRITABLE):
+                return change()
+
+        return settled(self, made)
 
     def vectors(self, hashes: Iterable[str]) -> dict[str, np.ndarray]:
         """The vectors of the contents that have a row, by their hashes (hexadecimal)."""
@@ -264,6 +273,17 @@ class GalleryStore:
         Raises:
             UsageError: a column cannot have that name, or the gallery has it with another type.
         """
+
+        def add() -> None:
+            # Another process may have added the same at this moment.
+            if new := self._lacking(columns):
+                self.dataset.add_columns(new)
+
+        if self._lacking(columns):
+            self._changed(add)
+
+    def _lacking(self, columns: Mapping[str, pa.DataType]) -> list[pa.Field]:
+        """Those of the user's columns that the gallery has not; raises as `add_columns`."""
         known = self.user_types
         check_columns([*known, *(name for name in columns if name not in known)])
         for name, kind in columns.items():
@@ -273,10 +293,7 @@ class GalleryStore:
                     where=self.uri,
                     remedy="Rename the column, or write its values in the gallery's type.",
                 )
-        new = [pa.field(name, kind) for name, kind in columns.items() if name not in known]
-        if new:
-            with faults(self.uri, WRITABLE):
-                self.dataset.add_columns(new)
+        return [pa.field(name, kind) for name, kind in columns.items() if name not in known]
 
     def settings(self) -> dict[str, str]:
         """What the gallery remembers of its own upkeep, by name."""
@@ -286,14 +303,13 @@ class GalleryStore:
 
     def set_settings(self, values: Mapping[str, str]) -> None:
         """Remember these; others stay."""
-        with faults(self.uri, WRITABLE):
-            self.dataset.update_config({SETTING + name: value for name, value in values.items()})
+        config = {SETTING + name: value for name, value in values.items()}
+        self._changed(lambda: self.dataset.update_config(config))
 
     def drop_settings(self, names: Sequence[str]) -> None:
         """Forget these."""
         if names:
-            with faults(self.uri, WRITABLE):
-                self.dataset.delete_config_keys([SETTING + name for name in names])
+            self._changed(lambda: self.dataset.delete_config_keys([SETTING + name for name in names]))
 
 
 def _refuse_doubles(paths: pa.ChunkedArray, uri: str) -> None:

@@ -159,7 +159,8 @@ def _tune(store: GalleryStore, tuning: Tuning, probes: np.ndarray | None, notes:
         return tuning
     notes("Measuring its recall")
     tuned = calibrate(store, tuning, probes)
-    settled(store, lambda: write_tuning(store, tuned))
+    store.refresh()
+    write_tuning(store, tuned)
     if not tuned.suffices:
         notes(f"Recall@10 {tuned.recall:.3f} is less than {LEAST_RECALL}: it is searched exactly")
     return tuned
