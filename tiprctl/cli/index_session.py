@@ -39,7 +39,7 @@ PROBES = [
 def named(value: str) -> str:
     """Refuse an empty name, as of a variable that is not set: it would mean the working folder."""
     if not value.strip():
-        raise typer.BadParameter("It is empty. The working folder is named by a dot.")
+        raise typer.BadParameter("It is empty: is a variable not set?")
     return value
 
 
